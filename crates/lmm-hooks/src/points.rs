@@ -1,0 +1,101 @@
+//! Where hooks attach: names of modules, and their order in a forward pass.
+
+use lmm_prep::LlavaNextConfig;
+use sae_types::HookPoint;
+
+const TOWER_LAYERS: &str = "vision_tower.vision_model.encoder.layers";
+const PROJECTOR: &str = "multi_modal_projector";
+const EMBEDDINGS: &str = "model.embed_tokens";
+const LAYERS: &str = "model.layers";
+const NORM: &str = "model.norm";
+
+/// How many names an unknown hook point is answered with.
+const SUGGESTIONS: usize = 3;
+
+/// A hook point of one model. Ordered as a forward pass reaches them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Site {
+    TowerLayer(usize),
+    Projector,
+    Embeddings,
+    Layer(usize, Part),
+    Norm,
+}
+
+/// A module of a decoder layer, or the layer as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    InputNorm,
+    Attention,
+    AttentionNorm,
+    Mlp,
+    Whole,
+}
+
+impl Part {
+    const ALL: [Self; 5] = [Self::InputNorm, Self::Attention, Self::AttentionNorm, Self::Mlp, Self::Whole];
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::InputNorm => ".input_layernorm",
+            Self::Attention => ".self_attn",
+            Self::AttentionNorm => ".post_attention_layernorm",
+            Self::Mlp => ".mlp",
+            Self::Whole => "",
+        }
+    }
+}
+
+impl Site {
+    /// Whether the language model has to run to reach it.
+    pub(crate) fn is_vision(self) -> bool {
+        self <= Self::Projector
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::TowerLayer(layer) => format!("{TOWER_LAYERS}.{layer}"),
+            Self::Projector => PROJECTOR.to_owned(),
+            Self::Embeddings => EMBEDDINGS.to_owned(),
+            Self::Layer(layer, part) => format!("{LAYERS}.{layer}{}", part.suffix()),
+            Self::Norm => NORM.to_owned(),
+        }
+    }
+}
+
+/// The hook points of one model.
+#[derive(Debug)]
+pub(crate) struct Points {
+    tower_layers: usize,
+    layers: usize,
+}
+
+impl Points {
+    pub(crate) fn new(config: &LlavaNextConfig, tower_layers: usize) -> Self {
+        Self { tower_layers, layers: config.text_config.num_hidden_layers }
+    }
+
+    /// All of them, in the order a forward pass reaches them.
+    pub(crate) fn all(&self) -> Vec<HookPoint> {
+        self.sites().filter_map(|site| HookPoint::new(site.name()).ok()).collect()
+    }
+
+    pub(crate) fn site(&self, point: &HookPoint) -> Option<Site> {
+        self.sites().find(|site| site.name() == point.as_str())
+    }
+
+    /// The names nearest to one that does not exist, best first.
+    pub(crate) fn nearest(&self, point: &HookPoint) -> Vec<HookPoint> {
+        let mut all = self.all();
+        // A stable sort, so that ties stay in forward order.
+        all.sort_by_key(|known| strsim::damerau_levenshtein(known.as_str(), point.as_str()));
+        all.truncate(SUGGESTIONS);
+        all
+    }
+
+    fn sites(&self) -> impl Iterator<Item = Site> {
+        let tower = (0..self.tower_layers).map(Site::TowerLayer);
+        let layers = (0..self.layers).flat_map(|layer| Part::ALL.map(|part| Site::Layer(layer, part)));
+        tower.chain([Site::Projector, Site::Embeddings]).chain(layers).chain([Site::Norm])
+    }
+}

@@ -1,0 +1,177 @@
+//! `preprocessor_config.json`: what is done to an image's pixels.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Size, default_pinpoints, take_pinpoints};
+use crate::error::PrepError;
+use crate::json::{Fields, FromJson};
+use crate::resample::Filter;
+
+/// The `size` an image or tile is resized to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetSize {
+    /// The shorter edge gets this length, the other keeps the aspect ratio.
+    ShortestEdge(u32),
+    /// Both edges are given.
+    Exact(Size),
+}
+
+/// Mirror of transformers 4.57's `LlavaNextImageProcessor`, with that class's defaults ([`PreprocessorConfig::default`]).
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct PreprocessorConfig {
+    /// Resize every tile to `size` (which changes nothing where tiles already have it).
+    pub do_resize: bool,
+    /// Size of the base tile: its shortest edge, or the lesser of height and width, squared.
+    pub size: TargetSize,
+    /// The canvases tiles are cut from.
+    pub image_grid_pinpoints: Vec<Size>,
+    /// Resampling filter of every resize.
+    pub resample: Filter,
+    /// Crop every tile to `crop_size` about its centre.
+    pub do_center_crop: bool,
+    /// Its height is also the side of the tiles cut from the canvas.
+    pub crop_size: Size,
+    /// Multiply pixels by `rescale_factor`.
+    pub do_rescale: bool,
+    /// Usually 1/255.
+    pub rescale_factor: f64,
+    /// Subtract `image_mean`, then divide by `image_std`.
+    pub do_normalize: bool,
+    /// Mean of red, green, blue.
+    pub image_mean: [f64; 3],
+    /// Standard deviation of red, green, blue.
+    pub image_std: [f64; 3],
+    /// Keys that nothing here reads.
+    pub extra: Map<String, Value>,
+}
+
+impl Default for PreprocessorConfig {
+    fn default() -> Self {
+        Self {
+            do_resize: true,
+            size: TargetSize::ShortestEdge(224),
+            image_grid_pinpoints: default_pinpoints(),
+            resample: Filter::Bicubic,
+            do_center_crop: true,
+            crop_size: Size { height: 224, width: 224 },
+            do_rescale: true,
+            rescale_factor: 1.0 / 255.0,
+            do_normalize: true,
+            // OPENAI_CLIP_MEAN and OPENAI_CLIP_STD
+            image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+            image_std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            extra: Map::new(),
+        }
+    }
+}
+
+impl PreprocessorConfig {
+    /// Reads `preprocessor_config.json` of a model folder.
+    ///
+    /// # Errors
+    /// [`PrepError::Read`], [`PrepError::Json`], or [`PrepError::Field`] naming the field at fault.
+    pub fn load(folder: &Path) -> Result<Self, PrepError> {
+        Self::from_fields(Fields::open(&folder.join("preprocessor_config.json"))?)
+    }
+
+    /// Reads the text of a `preprocessor_config.json`.
+    ///
+    /// # Errors
+    /// As [`PreprocessorConfig::load`].
+    pub fn from_json(text: &str) -> Result<Self, PrepError> {
+        Self::from_fields(Fields::parse(text, Path::new("preprocessor_config.json"))?)
+    }
+
+    fn from_fields(mut fields: Fields) -> Result<Self, PrepError> {
+        if let Some(kind) = fields.nullable::<String>("image_processor_type", None)?
+            && !matches!(kind.as_str(), "LlavaNextImageProcessor" | "LlavaNextImageProcessorFast")
+        {
+            let expected = "\"LlavaNextImageProcessor\" or \"LlavaNextImageProcessorFast\"";
+            return Err(fields.error("image_processor_type", expected, format!("{kind:?}")));
+        }
+        let default = Self::default();
+        let mut config = Self {
+            do_resize: fields.or("do_resize", default.do_resize)?,
+            size: take_size(&mut fields)?.unwrap_or(default.size),
+            image_grid_pinpoints: take_pinpoints(&mut fields)?.unwrap_or(default.image_grid_pinpoints),
+            resample: take_filter(&mut fields, 3)?,
+            do_center_crop: fields.or("do_center_crop", default.do_center_crop)?,
+            crop_size: take_crop_size(&mut fields)?.unwrap_or(default.crop_size),
+            do_rescale: fields.or("do_rescale", default.do_rescale)?,
+            rescale_factor: fields.or("rescale_factor", default.rescale_factor)?,
+            do_normalize: fields.or("do_normalize", default.do_normalize)?,
+            image_mean: take_per_channel(&mut fields, "image_mean")?.unwrap_or(default.image_mean),
+            image_std: take_per_channel(&mut fields, "image_std")?.unwrap_or(default.image_std),
+            extra: Map::new(),
+        };
+        if config.do_normalize && config.image_std.contains(&0.0) {
+            return Err(fields.error("image_std", "numbers other than 0", format!("{:?}", config.image_std)));
+        }
+        config.extra = fields.into_extra();
+        Ok(config)
+    }
+
+    /// Side of the square base tile, in pixels.
+    pub fn base_side(&self) -> u32 {
+        match self.size {
+            TargetSize::ShortestEdge(edge) => edge,
+            TargetSize::Exact(size) => size.height.min(size.width),
+        }
+    }
+}
+
+/// A side of an image as a setting: positive, and small enough that a typo does not eat the memory.
+fn side(value: &Value) -> Option<u32> {
+    u32::from_json(value).filter(|side| (1..=16_384).contains(side))
+}
+
+fn both(object: &Map<String, Value>) -> Option<Size> {
+    Some(Size { height: side(object.get("height")?)?, width: side(object.get("width")?)? })
+}
+
+fn take_size(fields: &mut Fields) -> Result<Option<TargetSize>, PrepError> {
+    let Some(value) = fields.value("size").filter(|value| !value.is_null()) else { return Ok(None) };
+    let size = match &value {
+        Value::Object(object) if object.contains_key("shortest_edge") => {
+            side(&object["shortest_edge"]).map(TargetSize::ShortestEdge)
+        }
+        Value::Object(object) => both(object).map(TargetSize::Exact),
+        Value::Array(pair) if pair.len() == 2 => side(&pair[0])
+            .zip(side(&pair[1]))
+            .map(|(height, width)| TargetSize::Exact(Size { height, width })),
+        number => side(number).map(TargetSize::ShortestEdge),
+    };
+    let expected = "{\"shortest_edge\": n} or {\"height\": n, \"width\": n}, n from 1 to 16384";
+    size.map(Some).ok_or_else(|| fields.error("size", expected, value.to_string()))
+}
+
+fn take_crop_size(fields: &mut Fields) -> Result<Option<Size>, PrepError> {
+    let Some(value) = fields.value("crop_size").filter(|value| !value.is_null()) else { return Ok(None) };
+    let size = match &value {
+        Value::Object(object) => both(object),
+        Value::Array(pair) if pair.len() == 2 => {
+            side(&pair[0]).zip(side(&pair[1])).map(|(height, width)| Size { height, width })
+        }
+        number => side(number).map(|side| Size { height: side, width: side }),
+    };
+    let expected = "{\"height\": n, \"width\": n}, n from 1 to 16384";
+    size.map(Some).ok_or_else(|| fields.error("crop_size", expected, value.to_string()))
+}
+
+fn take_filter(fields: &mut Fields, default: u32) -> Result<Filter, PrepError> {
+    let number = fields.or("resample", default)?;
+    let expected = "0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)";
+    Filter::from_pil(number).ok_or_else(|| fields.error("resample", expected, number.to_string()))
+}
+
+fn take_per_channel(fields: &mut Fields, name: &str) -> Result<Option<[f64; 3]>, PrepError> {
+    let Some(value) = fields.value(name).filter(|value| !value.is_null()) else { return Ok(None) };
+    let channels = match &value {
+        Value::Array(_) => Vec::<f64>::from_json(&value).and_then(|list| list.try_into().ok()),
+        number => f64::from_json(number).map(|number| [number; 3]),
+    };
+    channels.map(Some).ok_or_else(|| fields.error(name, "one number or three", value.to_string()))
+}

@@ -1,0 +1,220 @@
+//! From an RGB image to normalised tiles: the pixel half of a LLaVA-NeXT processor.
+
+use image::RgbImage;
+use ndarray::Array4;
+use rayon::prelude::*;
+
+use crate::anyres::{TileGrid, best_canvas, fitted_size};
+use crate::config::{PreprocessorConfig, Size, TargetSize};
+use crate::error::PrepError;
+use crate::inputs::ImageTiles;
+use crate::resample::resize;
+
+/// Equal to transformers 4.57's `LlavaNextImageProcessor` (the PIL one), to the bit.
+///
+/// Two differences, both where Python guesses: images 1 or 3 pixels high are not taken for channels-first arrays, and
+/// tiles are never padded to the largest count of a batch. `LlavaNextImageProcessorFast` resizes by torchvision instead of
+/// PIL; its pixels differ in the last bits and are not reproduced.
+#[derive(Clone, Debug)]
+pub struct ImageProcessor {
+    config: PreprocessorConfig,
+    /// What each of a channel's 256 values becomes.
+    tables: [[f32; 256]; 3],
+}
+
+impl ImageProcessor {
+    /// A processor with these settings.
+    pub fn new(config: PreprocessorConfig) -> Self {
+        let tables = std::array::from_fn(|channel| {
+            // Python rescales in double, rounds to single, then normalises in single.
+            let (mean, std) = (config.image_mean[channel] as f32, config.image_std[channel] as f32);
+            std::array::from_fn(|value| {
+                let pixel = value as f64;
+                let scaled = if config.do_rescale { pixel * config.rescale_factor } else { pixel } as f32;
+                if config.do_normalize { (scaled - mean) / std } else { scaled }
+            })
+        });
+        Self { config, tables }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &PreprocessorConfig {
+        &self.config
+    }
+
+    /// The tiles of `image`, for a vision tower with patches of `patch_size` pixels.
+    ///
+    /// # Errors
+    /// [`PrepError::EmptyImage`] for an image without pixels, [`PrepError::Tiling`] where the settings yield tiles that
+    /// are not square, not equal, or do not fill the canvas.
+    ///
+    /// # Panics
+    /// If `patch_size` is 0.
+    #[track_caller]
+    pub fn tiles(&self, image: &RgbImage, patch_size: usize) -> Result<ImageTiles, PrepError> {
+        assert!(patch_size > 0, "patches of 0 pixels");
+        let original = Size { height: image.height(), width: image.width() };
+        if original.height == 0 || original.width == 0 {
+            return Err(PrepError::EmptyImage { height: original.height, width: original.width });
+        }
+        let config = &self.config;
+        let base_side = config.base_side();
+        let size = best_canvas(original, &config.image_grid_pinpoints);
+        let fitted = fitted_size(original, size);
+        let (base, canvas) = rayon::join(
+            || resize(image, base_side, base_side, config.resample),
+            || padded(&resize(image, fitted.height, fitted.width, config.resample), size),
+        );
+        let crop = config.crop_size.height as usize;
+        let mut regions = vec![Region::whole(&base)];
+        for top in (0..canvas.height() as usize).step_by(crop) {
+            for left in (0..canvas.width() as usize).step_by(crop) {
+                regions.push(Region::of(&canvas, top, left, crop));
+            }
+        }
+
+        let sizes: Vec<Size> = regions.iter().map(|region| self.finished_size(region)).collect();
+        let side = sizes[0].height;
+        if let Some(odd) = sizes.iter().position(|&tile| tile != Size { height: side, width: side }) {
+            let what =
+                format!("tile {odd} of a {original} image comes out {}, tile 0 {}", sizes[odd], sizes[0]);
+            return Err(PrepError::Tiling { what });
+        }
+        let side = side as usize;
+        if side < patch_size {
+            let what = format!("tiles of {side} pixels are smaller than a patch of {patch_size}");
+            return Err(PrepError::Tiling { what });
+        }
+        let grid = TileGrid::new(original, &config.image_grid_pinpoints, side, side / patch_size);
+        if grid.n_tiles() != regions.len() {
+            let what = format!(
+                "a {size} canvas is cut into {} tiles of {crop} pixels, but holds {} of {side}",
+                regions.len() - 1,
+                grid.n_tiles() - 1
+            );
+            return Err(PrepError::Tiling { what });
+        }
+
+        let mut pixels = Array4::zeros((regions.len(), 3, side, side));
+        let flat = pixels.as_slice_mut().expect("a new array is contiguous");
+        flat.par_chunks_mut(3 * side * side)
+            .zip(&regions)
+            .for_each(|(tile, region)| self.finish(region, side, tile));
+        Ok(ImageTiles { pixels, original, grid })
+    }
+
+    /// The size a tile has once it is resized and cropped.
+    fn finished_size(&self, region: &Region<'_>) -> Size {
+        if self.config.do_center_crop { self.config.crop_size } else { self.resized_size(region) }
+    }
+
+    fn resized_size(&self, region: &Region<'_>) -> Size {
+        let own = Size { height: region.height as u32, width: region.width as u32 };
+        match self.config.size {
+            _ if !self.config.do_resize => own,
+            TargetSize::Exact(size) => size,
+            TargetSize::ShortestEdge(edge) => {
+                let (short, long) = (own.height.min(own.width), own.height.max(own.width));
+                let stretched = ((u64::from(edge) * u64::from(long)) as f64 / f64::from(short)) as u32;
+                if own.width <= own.height {
+                    Size { height: stretched, width: edge }
+                } else {
+                    Size { height: edge, width: stretched }
+                }
+            }
+        }
+    }
+
+    /// Resizes, crops and normalises one tile into `tile`, `[3, side, side]`.
+    fn finish(&self, region: &Region<'_>, side: usize, tile: &mut [f32]) {
+        let size = self.resized_size(region);
+        let whole = (size.height as usize, size.width as usize);
+        let resized;
+        let region = if whole == (region.height, region.width) {
+            region
+        } else {
+            resized = resize(&region.copied(), size.height, size.width, self.config.resample);
+            &Region::whole(&resized)
+        };
+        // A crop larger than the tile shows zeros around it, a smaller one its middle. Python rounds both down.
+        let top = (whole.0 as i64 - side as i64).div_euclid(2);
+        let left = (whole.1 as i64 - side as i64).div_euclid(2);
+        let blank: [f32; 3] = std::array::from_fn(|channel| self.tables[channel][0]);
+        let (red, rest) = tile.split_at_mut(side * side);
+        let (green, blue) = rest.split_at_mut(side * side);
+        let first = (-left).max(0) as usize;
+        let last = (whole.1 as i64 - left).min(side as i64) as usize;
+        let rows =
+            red.chunks_exact_mut(side).zip(green.chunks_exact_mut(side)).zip(blue.chunks_exact_mut(side));
+        for (y, ((red, green), blue)) in rows.enumerate() {
+            let source_row = y as i64 + top;
+            if !(0..whole.0 as i64).contains(&source_row) {
+                red.fill(blank[0]);
+                green.fill(blank[1]);
+                blue.fill(blank[2]);
+                continue;
+            }
+            for (plane, blank) in [&mut *red, &mut *green, &mut *blue].into_iter().zip(blank) {
+                plane[..first].fill(blank);
+                plane[last..].fill(blank);
+            }
+            let pixels =
+                region.row(source_row as usize)[(first as i64 + left) as usize * 3..].chunks_exact(3);
+            let planes = red[first..last].iter_mut().zip(&mut green[first..last]).zip(&mut blue[first..last]);
+            for (((red, green), blue), pixel) in planes.zip(pixels) {
+                *red = self.tables[0][usize::from(pixel[0])];
+                *green = self.tables[1][usize::from(pixel[1])];
+                *blue = self.tables[2][usize::from(pixel[2])];
+            }
+        }
+    }
+}
+
+/// A rectangle of an image.
+struct Region<'a> {
+    image: &'a RgbImage,
+    top: usize,
+    left: usize,
+    height: usize,
+    width: usize,
+}
+
+impl<'a> Region<'a> {
+    fn whole(image: &'a RgbImage) -> Self {
+        Self { image, top: 0, left: 0, height: image.height() as usize, width: image.width() as usize }
+    }
+
+    /// The square of `side` pixels from (`top`, `left`), less what reaches beyond the image.
+    fn of(image: &'a RgbImage, top: usize, left: usize, side: usize) -> Self {
+        let height = side.min(image.height() as usize - top);
+        let width = side.min(image.width() as usize - left);
+        Self { image, top, left, height, width }
+    }
+
+    /// Bytes of one row, red green blue.
+    fn row(&self, y: usize) -> &[u8] {
+        let start = ((self.top + y) * self.image.width() as usize + self.left) * 3;
+        &self.image.as_raw()[start..start + self.width * 3]
+    }
+
+    fn copied(&self) -> RgbImage {
+        let mut bytes = Vec::with_capacity(self.height * self.width * 3);
+        for y in 0..self.height {
+            bytes.extend_from_slice(self.row(y));
+        }
+        RgbImage::from_raw(self.width as u32, self.height as u32, bytes).expect("height rows of width pixels")
+    }
+}
+
+/// `image` in the middle of a black canvas; an odd pixel of padding goes below and to the right.
+fn padded(image: &RgbImage, canvas: Size) -> RgbImage {
+    let mut whole = RgbImage::new(canvas.width, canvas.height);
+    let bytes: &mut [u8] = &mut whole;
+    let top = ((canvas.height - image.height()) / 2) as usize;
+    let left = ((canvas.width - image.width()) / 2) as usize;
+    let (row, canvas_row) = (image.width() as usize * 3, canvas.width as usize * 3);
+    for (y, source) in image.as_raw().chunks_exact(row).enumerate() {
+        bytes[(top + y) * canvas_row + left * 3..][..row].copy_from_slice(source);
+    }
+    whole
+}

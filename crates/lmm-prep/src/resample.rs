@@ -1,0 +1,326 @@
+//! PIL's image resize for 8-bit RGB, bit for bit.
+//!
+//! Pillow (`src/libImaging/Resample.c`, 13.0) resizes in two passes, horizontal then vertical or the other way round
+//! (`is_vertical_first`), and rounds to 8 bits after each. Weights are doubles, normalised, then rounded to 22 fractional bits; sums are 32-bit integers. All of that is
+//! reproduced; what is free is the order of the sums, which integers do not notice. So the horizontal pass runs on blocks
+//! of rows turned on their side, where it is the same walk down columns of contiguous bytes as the vertical pass.
+
+use image::RgbImage;
+use rayon::prelude::*;
+
+/// PIL's resampling filters, by PIL's number in `preprocessor_config.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Filter {
+    /// 0: the pixel under the centre.
+    Nearest,
+    /// 1: windowed sinc over 3 source pixels either side.
+    Lanczos,
+    /// 2: triangle.
+    Bilinear,
+    /// 3: Keys' cubic with a = -0.5.
+    Bicubic,
+    /// 4: mean of the covered pixels.
+    Box,
+    /// 5: Hamming-windowed sinc over 1 pixel either side.
+    Hamming,
+}
+
+impl Filter {
+    /// The filter PIL numbers so.
+    pub fn from_pil(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::Nearest,
+            1 => Self::Lanczos,
+            2 => Self::Bilinear,
+            3 => Self::Bicubic,
+            4 => Self::Box,
+            5 => Self::Hamming,
+            _ => return None,
+        })
+    }
+
+    /// Half the width of the filter at scale 1, in source pixels.
+    fn support(self) -> f64 {
+        match self {
+            Self::Nearest => 0.0,
+            Self::Box => 0.5,
+            Self::Bilinear | Self::Hamming => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        let sinc = |x: f64| {
+            if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) }
+        };
+        match self {
+            Self::Nearest => 1.0,
+            Self::Box => f64::from(x > -0.5 && x <= 0.5),
+            Self::Bilinear => (1.0 - x.abs()).max(0.0),
+            Self::Hamming => match x.abs() {
+                0.0 => 1.0,
+                x if x >= 1.0 => 0.0,
+                x => {
+                    let x = x * std::f64::consts::PI;
+                    // C has 0.54f and 0.46f here.
+                    x.sin() / x * (f64::from(0.54_f32) + f64::from(0.46_f32) * x.cos())
+                }
+            },
+            Self::Bicubic => {
+                const A: f64 = -0.5;
+                let x = x.abs();
+                if x < 1.0 {
+                    ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+                } else if x < 2.0 {
+                    (((x - 5.0) * x + 8.0) * x - 4.0) * A
+                } else {
+                    0.0
+                }
+            }
+            Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Self::Lanczos => 0.0,
+        }
+    }
+}
+
+/// Fractional bits of a weight: 32 bits less 8 for the pixel and 2 for overshoot and sign.
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+
+/// Channels of a pixel.
+const CHANNELS: usize = 3;
+
+/// Rows turned on their side at once: 16 rows x 3 channels fill six 256-bit registers of sums.
+const BLOCK_ROWS: usize = 16;
+
+/// Bytes of a turned block's column, and of the vertical pass's step: the sums that live in registers.
+const LANES: usize = BLOCK_ROWS * CHANNELS;
+
+/// Which source pixels make each output pixel of one axis, and with what weight.
+struct Taps {
+    /// For output i: the first source pixel, and its weights' range in `weights`.
+    windows: Vec<(usize, std::ops::Range<usize>)>,
+    weights: Vec<i32>,
+}
+
+impl Taps {
+    fn new(filter: Filter, source: usize, target: usize) -> Self {
+        let scale = source as f64 / target as f64;
+        let filter_scale = scale.max(1.0);
+        let support = filter.support() * filter_scale;
+        let inverse = 1.0 / filter_scale;
+        let mut windows = Vec::with_capacity(target);
+        let mut weights = Vec::new();
+        let mut exact = Vec::new();
+        for index in 0..target {
+            let center = (index as f64 + 0.5) * scale;
+            // C's conversion to int truncates towards zero, as `as` does.
+            let first = ((center - support + 0.5) as i64).max(0) as usize;
+            let end = ((center + support + 0.5) as i64).min(source as i64) as usize;
+            exact.clear();
+            exact.extend((first..end).map(|x| filter.weight((x as f64 - center + 0.5) * inverse)));
+            let total: f64 = exact.iter().sum();
+            let start = weights.len();
+            weights.extend(exact.iter().map(|&weight| {
+                let weight = if total == 0.0 { weight } else { weight / total };
+                let scaled = weight * f64::from(1 << PRECISION_BITS);
+                if weight < 0.0 { (scaled - 0.5) as i32 } else { (scaled + 0.5) as i32 }
+            }));
+            windows.push((first, start..weights.len()));
+        }
+        Self { windows, weights }
+    }
+}
+
+/// Resizes to `height` x `width` as `PIL.Image.resize((width, height), filter)` does. The same size is a copy.
+///
+/// # Panics
+/// If either image has no pixels.
+#[track_caller]
+pub fn resize(image: &RgbImage, height: u32, width: u32, filter: Filter) -> RgbImage {
+    let (from_height, from_width) = (image.height(), image.width());
+    assert!(
+        from_height > 0 && from_width > 0 && height > 0 && width > 0,
+        "resize of {from_height}x{from_width} pixels to {height}x{width}"
+    );
+    if (from_height, from_width) == (height, width) {
+        return image.clone();
+    }
+    if filter == Filter::Nearest {
+        return nearest(image, height, width);
+    }
+    let (rows, cols) = (height as usize, width as usize);
+    let (from_rows, from_cols) = (from_height as usize, from_width as usize);
+    let across = |source: &[u8]| horizontal(source, from_cols, &Taps::new(filter, from_cols, cols));
+    let down = |source: &[u8], row: usize| vertical(source, row, &Taps::new(filter, from_rows, rows));
+    let source = image.as_raw();
+    let bytes = match (cols != from_cols, rows != from_rows) {
+        (true, true) if is_vertical_first(image, height, width) => {
+            across(&down(source, from_cols * CHANNELS))
+        }
+        (true, true) => down(&across(source), cols * CHANNELS),
+        (true, false) => across(source),
+        (false, _) => down(source, cols * CHANNELS),
+    };
+    RgbImage::from_raw(width, height, bytes).expect("both passes fill height x width x 3 bytes")
+}
+
+/// Whether the vertical pass goes first: where the height loses more than twice the pixels the width does. Since Pillow
+/// 13 (its pull request 9549); before, the horizontal pass always did.
+fn is_vertical_first(image: &RgbImage, height: u32, width: u32) -> bool {
+    let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    let (rows, cols) = (lost(image.height(), height), lost(image.width(), width));
+    rows > 0 && rows > 2 * cols
+}
+
+/// Every row from `from_cols` to `taps.windows.len()` pixels.
+fn horizontal(source: &[u8], from_cols: usize, taps: &Taps) -> Vec<u8> {
+    let cols = taps.windows.len();
+    let (from_row, to_row) = (from_cols * CHANNELS, cols * CHANNELS);
+    let mut target = vec![0; source.len() / from_row * to_row];
+    let blocks = target.par_chunks_mut(BLOCK_ROWS * to_row).zip(source.par_chunks(BLOCK_ROWS * from_row));
+    blocks.for_each_init(
+        || vec![0; from_cols * LANES],
+        |turned, (target, source)| {
+            // A short last block leaves old rows in the remaining lanes; they are computed and not copied out.
+            for (row, bytes) in source.chunks_exact(from_row).enumerate() {
+                for (pixel, column) in bytes.chunks_exact(CHANNELS).zip(turned.chunks_exact_mut(LANES)) {
+                    column[row * CHANNELS..][..CHANNELS].copy_from_slice(pixel);
+                }
+            }
+            let mut column = [0; LANES];
+            for (col, (first, weights)) in taps.windows.iter().enumerate() {
+                weighted_sum(&turned[first * LANES..], LANES, &taps.weights[weights.clone()], &mut column);
+                for (row, pixel) in target.chunks_exact_mut(to_row).zip(column.chunks_exact(CHANNELS)) {
+                    row[col * CHANNELS..][..CHANNELS].copy_from_slice(pixel);
+                }
+            }
+        },
+    );
+    target
+}
+
+/// Every column to `taps.windows.len()` rows; `row` is the bytes of one row.
+fn vertical(source: &[u8], row: usize, taps: &Taps) -> Vec<u8> {
+    let mut target = vec![0; taps.windows.len() * row];
+    target.par_chunks_mut(row).zip(&taps.windows).for_each(|(target, (first, weights))| {
+        let source = &source[first * row..];
+        let weights = &taps.weights[weights.clone()];
+        let mut steps = target.chunks_exact_mut(LANES);
+        for (step, lanes) in (&mut steps).enumerate() {
+            let lanes = lanes.try_into().expect("a chunk of LANES bytes");
+            weighted_sum(&source[step * LANES..], row, weights, lanes);
+        }
+        let rest = steps.into_remainder();
+        let offset = row - rest.len();
+        for (lane, value) in rest.iter_mut().enumerate() {
+            let sum = weights.iter().enumerate().fold(HALF, |sum, (tap, &weight)| {
+                sum.wrapping_add(i32::from(source[tap * row + offset + lane]).wrapping_mul(weight))
+            });
+            *value = clipped(sum);
+        }
+    });
+    target
+}
+
+/// Half a unit in the last place kept.
+const HALF: i32 = 1 << (PRECISION_BITS - 1);
+
+fn clipped(sum: i32) -> u8 {
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+/// `lanes[l] = clip(round(sum over t of weights[t] * source[t * stride + l]))`, by the widest instructions there are.
+fn weighted_sum(source: &[u8], stride: usize, weights: &[i32], lanes: &mut [u8; LANES]) {
+    #[cfg(target_arch = "x86_64")]
+    if x86::weighted_sum_avx2(source, stride, weights, lanes) {
+        return;
+    }
+    weighted_sum_portable(source, stride, weights, lanes);
+}
+
+#[expect(clippy::inline_always, reason = "its AVX2 twin must contain it, not call it")]
+#[inline(always)]
+fn weighted_sum_portable(source: &[u8], stride: usize, weights: &[i32], lanes: &mut [u8; LANES]) {
+    let mut sums = [HALF; LANES];
+    for (tap, &weight) in weights.iter().enumerate() {
+        let bytes = &source[tap * stride..][..LANES];
+        for (sum, &byte) in sums.iter_mut().zip(bytes) {
+            *sum = sum.wrapping_add(i32::from(byte).wrapping_mul(weight));
+        }
+    }
+    for (lane, sum) in lanes.iter_mut().zip(sums) {
+        *lane = clipped(sum);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    #![expect(unsafe_code, reason = "a function compiled for AVX2 may only be called where AVX2 is")]
+
+    use super::{LANES, weighted_sum_portable};
+
+    /// The portable sum, compiled for AVX2. False, and nothing done, where the CPU has none.
+    pub(super) fn weighted_sum_avx2(
+        source: &[u8],
+        stride: usize,
+        weights: &[i32],
+        lanes: &mut [u8; LANES],
+    ) -> bool {
+        if !std::arch::is_x86_feature_detected!("avx2") {
+            return false;
+        }
+        // SAFETY: the CPU has AVX2, the only thing `compiled` asks for.
+        unsafe { compiled(source, stride, weights, lanes) };
+        true
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn compiled(source: &[u8], stride: usize, weights: &[i32], lanes: &mut [u8; LANES]) {
+        weighted_sum_portable(source, stride, weights, lanes);
+    }
+}
+
+/// PIL's affine transform with the nearest filter, which is what its resize does for `NEAREST`.
+fn nearest(image: &RgbImage, height: u32, width: u32) -> RgbImage {
+    // The source coordinate is accumulated, not multiplied: its rounding errors are part of the result.
+    let indices = |source: u32, target: u32| -> Vec<u32> {
+        let step = f64::from(source) / f64::from(target);
+        let mut position = step * 0.5;
+        (0..target)
+            .map(|_| {
+                let index = (position as u32).min(source - 1);
+                position += step;
+                index
+            })
+            .collect()
+    };
+    let (rows, cols) = (indices(image.height(), height), indices(image.width(), width));
+    RgbImage::from_fn(width, height, |x, y| *image.get_pixel(cols[x as usize], rows[y as usize]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_of_the_sum_gives_the_plain_sum() {
+        let source: Vec<u8> = (0..LANES * 40).map(|i| (i * 193 % 251) as u8).collect();
+        for taps in [0, 1, 2, 3, 7, 39] {
+            let weights: Vec<i32> = (0..taps).map(|tap| (tap * 1_234_567) % 4_000_001 - 900_000).collect();
+            let expected: Vec<u8> = (0..LANES)
+                .map(|lane| {
+                    let exact: i64 = (0..taps as usize)
+                        .map(|tap| i64::from(source[tap * LANES + lane]) * i64::from(weights[tap]))
+                        .sum();
+                    clipped((exact + i64::from(HALF)) as i32)
+                })
+                .collect();
+            let (mut portable, mut chosen) = ([0; LANES], [0; LANES]);
+            weighted_sum_portable(&source, LANES, &weights, &mut portable);
+            weighted_sum(&source, LANES, &weights, &mut chosen);
+            assert_eq!(portable[..], expected[..], "portable, {taps} taps");
+            assert_eq!(chosen[..], expected[..], "chosen, {taps} taps");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Against `sae-core` and against autograd on the dense formulation.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use ndarray::Array2;
+use sae_core::{Sae, SaeConfig, SaeTensors, SparseCodes};
+use sae_torch::{DecoderBias, ErrorTerm, Gradients, Parameters, TopK, TorchSae};
+use tch::{Device, Kind, Tensor};
+
+const D_IN: usize = 24;
+const LATENTS: usize = 150;
+
+/// A repeatable stream of numbers in [-1, 1).
+fn noise(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+fn sae(k: usize) -> Sae {
+    let mut number = noise(7);
+    let mut draw = |n: usize| (0..n).map(|_| number()).collect::<Vec<_>>();
+    let tensors = SaeTensors {
+        encoder_weight: draw(LATENTS * D_IN),
+        // Low enough that some rows have fewer than k latents on.
+        encoder_bias: draw(LATENTS).iter().map(|bias| bias - 4.0).collect(),
+        decoder_weight: draw(LATENTS * D_IN),
+        decoder_bias: draw(D_IN),
+    };
+    Sae::from_parts(SaeConfig::new(D_IN, LATENTS, k), tensors).unwrap()
+}
+
+fn vectors(n: usize) -> (Array2<f32>, Tensor) {
+    let mut number = noise(n as u64 + 1);
+    let x = Array2::from_shape_fn((n, D_IN), |(row, _)| number() * (1.0 + row as f32 % 5.0));
+    let tensor = Tensor::from_slice(x.as_slice().unwrap()).reshape([n as i64, D_IN as i64]);
+    (x, tensor)
+}
+
+fn assert_same_codes(got: &SparseCodes, want: &SparseCodes, tolerance: f32) {
+    assert_eq!(got.n_rows(), want.n_rows());
+    for (row, (got, want)) in got.rows().zip(want.rows()).enumerate() {
+        assert_eq!(got.latents, want.latents, "row {row}");
+        for ((feature, got), (_, want)) in got.iter().zip(want.iter()) {
+            assert!((got - want).abs() <= tolerance, "row {row}, latent {feature}: {got} for {want}");
+        }
+    }
+}
+
+#[test]
+fn codes_and_reconstructions_equal_those_of_sae_core() {
+    for k in [1, 8, 40, LATENTS] {
+        let sae = sae(k);
+        for n in [0, 1, 3, 100] {
+            let (x, tensor) = vectors(n);
+            let want = sae.encode(x.view()).unwrap();
+            if n == 100 && k == 40 {
+                assert!(want.rows().any(|row| row.len() < k), "no row with fewer than k latents");
+                assert!(want.rows().any(|row| row.len() == k), "no full row");
+            }
+            // The second budget allows 7 tokens at a time.
+            for budget in [1 << 20, 7 * LATENTS * 4] {
+                let torch =
+                    TorchSae::from_sae(&sae, Device::Cpu, Kind::Float).unwrap().with_dense_budget(budget);
+                let topk = torch.encode(&tensor);
+                assert_eq!(topk.values.size(), [n as i64, k as i64]);
+                assert_same_codes(&topk.to_codes(LATENTS).unwrap(), &want, 1e-4);
+                let decoded = torch.decode(&topk);
+                assert_eq!(decoded.size(), [n as i64, D_IN as i64]);
+                let flat = sae.decode(&want).into_raw_vec_and_offset().0;
+                let error = (decoded.reshape([-1]) - Tensor::from_slice(&flat)).abs();
+                assert!(n == 0 || error.max().double_value(&[]) < 1e-3);
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_is_off_by_its_rounding_only() {
+    let sae = sae(40);
+    let (x, tensor) = vectors(50);
+    let every = Sae::from_parts(
+        SaeConfig::new(D_IN, LATENTS, LATENTS),
+        SaeTensors {
+            encoder_weight: sae.encoder_weight().to_f32(),
+            encoder_bias: sae.encoder_bias().to_f32(),
+            decoder_weight: sae.decoder_weight().to_f32(),
+            decoder_bias: sae.decoder_bias().to_f32(),
+        },
+    );
+    let every = every.unwrap().encode(x.view()).unwrap();
+    for (kind, epsilon) in [(Kind::BFloat16, 2.0_f32.powi(-8)), (Kind::Half, 2.0_f32.powi(-11))] {
+        let torch = TorchSae::from_sae(&sae, Device::Cpu, kind).unwrap();
+        let topk = torch.encode(&tensor);
+        let codes = topk.to_codes(LATENTS).unwrap();
+        for ((row, want), x) in codes.rows().zip(every.rows()).zip(x.rows()) {
+            // Each of input, weight, bias and sum is rounded once; 4 is the bias.
+            let bound = 4.0 * epsilon * (4.0 + x.iter().map(|x| x.abs() + 1.0).sum::<f32>());
+            for (feature, value) in row.iter() {
+                assert!((value - want.value(feature)).abs() <= bound, "{kind:?}: {value} of {feature}");
+            }
+        }
+        let decoded = torch.decode(&topk);
+        assert_eq!(decoded.kind(), kind);
+        let want = sae.decode(&codes).into_raw_vec_and_offset().0;
+        let want = Tensor::from_slice(&want).reshape([50, D_IN as i64]);
+        let error = ((decoded.to_kind(Kind::Float) - &want).norm() / want.norm()).double_value(&[]);
+        assert!(error < f64::from(4.0 * epsilon), "{kind:?}: decoded off by {error}");
+    }
+}
+
+#[test]
+fn weights_go_up_and_come_back() {
+    let sae = sae(8);
+    let back = TorchSae::from_sae(&sae, Device::Cpu, Kind::Float).unwrap().to_sae().unwrap();
+    assert_eq!(back.config(), sae.config());
+    assert_eq!(back.encoder_weight().bytes(), sae.encoder_weight().bytes());
+    assert_eq!(back.decoder_weight().bytes(), sae.decoder_weight().bytes());
+    assert_eq!(back.encoder_bias().bytes(), sae.encoder_bias().bytes());
+    assert_eq!(back.decoder_bias().bytes(), sae.decoder_bias().bytes());
+}
+
+#[test]
+fn not_a_number_is_reported() {
+    let torch = TorchSae::from_sae(&sae(8), Device::Cpu, Kind::Float).unwrap();
+    let (_, x) = vectors(4);
+    let _ = x.get(2).narrow(0, 5, 1).fill_(f64::NAN);
+    let error = torch.encode(&x).to_codes(LATENTS).unwrap_err();
+    assert!(format!("{:?}", std::error::Error::source(&error).unwrap()).contains("row: 2"), "{error:?}");
+}
+
+#[test]
+fn splicing_keeps_or_drops_the_error() {
+    let torch = TorchSae::from_sae(&sae(8), Device::Cpu, Kind::Float).unwrap();
+    let (_, x) = vectors(12);
+    let hidden = x.reshape([3, 4, D_IN as i64]);
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let hidden = hidden.to_kind(kind);
+        assert_eq!(torch.splice(&hidden, ErrorTerm::Keep, |codes| codes), hidden);
+        let dropped = torch.splice(&hidden, ErrorTerm::Drop, |codes| codes);
+        assert_eq!((dropped.size(), dropped.kind()), (hidden.size(), kind));
+    }
+    let decoded = torch.decode(&torch.encode(&x)).reshape([3, 4, D_IN as i64]);
+    assert_eq!(torch.splice(&hidden, ErrorTerm::Drop, |codes| codes), decoded);
+    // An edit moves the hidden state by as much as it moves the reconstruction.
+    let double = |codes: TopK| TopK { values: &codes.values * 2.0, indices: codes.indices };
+    let moved = torch.splice(&hidden, ErrorTerm::Keep, double) - &hidden;
+    let expected = decoded - torch.decoder_bias();
+    assert!((moved - expected).abs().max().double_value(&[]) < 1e-5);
+}
+
+/// FVU of the dense formulation, by autograd.
+fn dense_gradients(parameters: &Parameters, x: &Tensor, k: i64, bias: DecoderBias) -> [Tensor; 4] {
+    let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
+    let (w_enc, b_enc) = (leaf(&parameters.encoder_weight), leaf(&parameters.encoder_bias));
+    let (w_dec, b_dec) = (leaf(&parameters.decoder_weight), leaf(&parameters.decoder_bias));
+    let pre = ((x - &b_dec).matmul(&w_enc.tr()) + &b_enc).relu();
+    let (values, indices) = pre.topk(k, 1, true, true);
+    let dense = pre.zeros_like().scatter(1, &indices, &values);
+    let mut decoded = dense.matmul(&w_dec);
+    if bias == DecoderBias::Included {
+        decoded += &b_dec;
+    }
+    let loss = (decoded - x).square().sum(Kind::Double) / 3.0;
+    loss.backward();
+    [w_enc.grad(), b_enc.grad(), w_dec.grad(), b_dec.grad()]
+}
+
+#[test]
+fn gradients_equal_autograd_on_the_dense_formulation() {
+    for (n, k) in [(1, 1), (33, 8), (100, 40)] {
+        let torch = TorchSae::from_sae(&sae(k), Device::Cpu, Kind::Double).unwrap();
+        let x = vectors(n).1.to_kind(Kind::Double);
+        let mut gradients = Gradients::zeros(&torch);
+        let centred = torch.centre(&x);
+        let codes = torch.encode_centred(&centred, k);
+        for bias in [DecoderBias::Included, DecoderBias::Excluded] {
+            let parameters = Parameters {
+                encoder_weight: torch.encoder_weight().copy(),
+                encoder_bias: torch.encoder_bias().copy(),
+                decoder_weight: torch.decoder_weight().copy(),
+                decoder_bias: torch.decoder_bias().copy(),
+            };
+            let want = dense_gradients(&parameters, &x, k as i64, bias);
+            let decoded = match bias {
+                DecoderBias::Included => torch.decode(&codes),
+                DecoderBias::Excluded => torch.decode_without_bias(&codes),
+            };
+            gradients.reset();
+            // In two halves, to see that they add up.
+            let upstream = (decoded - &x) * (2.0 / 3.0);
+            let (n, half) = (n as i64, n as i64 / 2);
+            for (start, len) in [(0, half), (half, n - half)] {
+                let part = TopK {
+                    indices: codes.indices.narrow(0, start, len),
+                    values: codes.values.narrow(0, start, len),
+                };
+                let (centred, upstream) = (centred.narrow(0, start, len), upstream.narrow(0, start, len));
+                gradients.accumulate(&torch, &centred, &part, &upstream, bias);
+            }
+            for (index, (got, want)) in gradients.tensors().into_iter().zip(&want).enumerate() {
+                let error = ((got - want).norm() / (want.norm() + 1e-9)).double_value(&[]);
+                assert!(error < 1e-10, "n {n}, k {k}, {bias:?}, tensor {index}: off by {error}");
+            }
+        }
+    }
+}

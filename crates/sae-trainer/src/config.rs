@@ -1,0 +1,141 @@
+//! [`TrainerConfig`], and the learning rate that follows from it.
+
+use sae_core::SaeConfig;
+
+use crate::TrainerError;
+
+/// What is trained, and how.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TrainerConfig {
+    /// Length of the activation vectors.
+    pub d_in: usize,
+    /// Number of latents.
+    pub num_latents: usize,
+    /// How many latents a token keeps.
+    pub k: usize,
+    /// Peak learning rate; `None` is [`TrainerConfig::default_lr`].
+    pub lr: Option<f64>,
+    /// Optimizer steps over which the learning rate rises.
+    pub warmup_steps: u64,
+    /// Optimizer steps in all, at the end of which the learning rate is all but 0.
+    pub total_steps: u64,
+    /// Calls of [`Trainer::step`](crate::Trainer::step) that make one optimizer step, their gradients averaged.
+    pub grad_acc_steps: u32,
+    /// Weight of the AuxK loss; 0 is off, 1/32 is customary.
+    pub auxk_alpha: f64,
+    /// Whether to add 1/8 of the loss at 4k latents.
+    pub multi_topk: bool,
+    /// Tokens after which a latent that never fired counts as dead.
+    pub dead_feature_threshold: u64,
+    /// Largest norm of all gradients together; 1 unless set.
+    pub max_grad_norm: f64,
+    /// Seed of the initial weights.
+    pub seed: u64,
+    /// Bytes that dense pre-activations may take at once.
+    pub dense_budget: usize,
+}
+
+impl TrainerConfig {
+    /// msae's settings: 1000 steps of warm-up (or a tenth of a run shorter than 10,000), no AuxK, no Multi-TopK, latents dead
+    /// after 10 million tokens, seed 42.
+    pub fn new(d_in: usize, num_latents: usize, k: usize, total_steps: u64) -> Self {
+        Self {
+            d_in,
+            num_latents,
+            k,
+            lr: None,
+            warmup_steps: 1000.min(total_steps / 10),
+            total_steps,
+            grad_acc_steps: 1,
+            auxk_alpha: 0.0,
+            multi_topk: false,
+            dead_feature_threshold: 10_000_000,
+            max_grad_norm: 1.0,
+            seed: 42,
+            dense_budget: 256 << 20,
+        }
+    }
+
+    /// `2e-4 / sqrt(num_latents / 2^14)`, the scaling law of OpenAI's 2406.04093 as sparsify has it.
+    pub fn default_lr(&self) -> f64 {
+        2e-4 / (self.num_latents as f64 / f64::from(1 << 14)).sqrt()
+    }
+
+    /// The learning rate of optimizer step `step`, from 0: rises linearly to its peak at the last step of the warm-up, then falls
+    /// linearly, so that the step after the last would have 0. Both count optimizer steps, whatever the accumulation.
+    pub fn lr_at(&self, step: u64) -> f64 {
+        let peak = self.lr.unwrap_or_else(|| self.default_lr());
+        if step < self.warmup_steps {
+            peak * (step + 1) as f64 / self.warmup_steps as f64
+        } else {
+            let falling = (self.total_steps - self.warmup_steps) as f64;
+            peak * self.total_steps.saturating_sub(step) as f64 / falling
+        }
+    }
+
+    pub(crate) fn sae_config(&self) -> SaeConfig {
+        let mut config = SaeConfig::new(self.d_in, self.num_latents, self.k);
+        config.multi_topk = self.multi_topk;
+        config
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), TrainerError> {
+        self.sae_config().validate().map_err(|source| TrainerError::Config { source })?;
+        let check = |field, sound: bool, expected: &str, got: String| {
+            if sound {
+                Ok(())
+            } else {
+                Err(TrainerError::Setting { field, expected: expected.to_owned(), got })
+            }
+        };
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        let lr = self.lr.unwrap_or_else(|| self.default_lr());
+        check("lr", positive(lr), "a positive number", lr.to_string())?;
+        check("total_steps", self.total_steps > 0, "at least 1", self.total_steps.to_string())?;
+        let warmup = self.warmup_steps;
+        check("warmup_steps", warmup < self.total_steps, "fewer than total_steps", warmup.to_string())?;
+        check("grad_acc_steps", self.grad_acc_steps > 0, "at least 1", self.grad_acc_steps.to_string())?;
+        let alpha = self.auxk_alpha;
+        check("auxk_alpha", alpha == 0.0 || positive(alpha), "0 or a positive number", alpha.to_string())?;
+        let norm = self.max_grad_norm;
+        check("max_grad_norm", positive(norm), "a positive number", norm.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn learning_rate_rises_and_falls_over_optimizer_steps() {
+        let mut config = TrainerConfig::new(4096, 131_072, 256, 24_352);
+        assert!((config.default_lr() - 7.071e-5).abs() < 1e-8);
+        assert_eq!(config.warmup_steps, 1000);
+        config = TrainerConfig { lr: Some(1.0), warmup_steps: 4, total_steps: 12, ..config };
+        let rates: Vec<f64> = (0..14).map(|step| config.lr_at(step)).collect();
+        let expected = [0.25, 0.5, 0.75, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0, 0.0];
+        assert_eq!(rates, expected);
+        config.warmup_steps = 0;
+        assert_eq!((config.lr_at(0), config.lr_at(6)), (1.0, 0.5));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let good = TrainerConfig::new(8, 16, 4, 100);
+        good.validate().unwrap();
+        for (field, bad) in [
+            ("warmup_steps", TrainerConfig { warmup_steps: 100, ..good.clone() }),
+            ("total_steps", TrainerConfig { total_steps: 0, ..good.clone() }),
+            ("grad_acc_steps", TrainerConfig { grad_acc_steps: 0, ..good.clone() }),
+            ("lr", TrainerConfig { lr: Some(f64::NAN), ..good.clone() }),
+            ("auxk_alpha", TrainerConfig { auxk_alpha: -1.0, ..good.clone() }),
+            ("max_grad_norm", TrainerConfig { max_grad_norm: 0.0, ..good.clone() }),
+        ] {
+            let message = bad.validate().unwrap_err().to_string();
+            assert!(message.starts_with(field), "{message}");
+        }
+        let wide = TrainerConfig { k: 17, ..good };
+        assert!(matches!(wide.validate(), Err(TrainerError::Config { .. })));
+    }
+}

@@ -1,0 +1,219 @@
+//! [`SparseCodes`]: rows of (latent, activation) pairs.
+
+use crate::FeatureId;
+
+/// The codes of a batch of vectors: for each row the latents that are on, ascending, and their activations.
+///
+/// Compressed rows: row `i` is `latents[offsets[i]..offsets[i + 1]]`. Rows may differ in length (ReLU
+/// before TopK can leave fewer than k; BatchTopK has no fixed k), and zeros are never stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SparseCodes {
+    num_latents: usize,
+    offsets: Vec<usize>,
+    latents: Vec<u32>,
+    values: Vec<f32>,
+}
+
+/// One row of [`SparseCodes`]: `latents[j]` has activation `values[j]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CodeRow<'a> {
+    /// Latent indices, strictly ascending.
+    pub latents: &'a [u32],
+    /// Activations, each finite and not zero, as long as `latents`.
+    pub values: &'a [f32],
+}
+
+/// A row that breaks the invariants of [`SparseCodes`].
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodesError {
+    /// A latent beyond the width, repeated, or out of order.
+    #[error("row {row}: latent {latent} must be below {num_latents} and above the one before it")]
+    Latent {
+        /// The row it stands in.
+        row: usize,
+        /// The latent.
+        latent: u32,
+        /// The width.
+        num_latents: usize,
+    },
+    /// An activation that is zero, infinite or not a number.
+    #[error("row {row}: latent {latent} has activation {value}, expected a finite number other than zero")]
+    Value {
+        /// The row it stands in.
+        row: usize,
+        /// The latent.
+        latent: u32,
+        /// The activation.
+        value: f32,
+    },
+}
+
+impl SparseCodes {
+    /// No rows yet, of a dictionary of `num_latents` latents.
+    pub fn new(num_latents: usize) -> Self {
+        Self { num_latents, offsets: vec![0], latents: Vec::new(), values: Vec::new() }
+    }
+
+    /// As [`SparseCodes::new`], with room for `rows` rows of `codes` codes in all.
+    pub fn with_capacity(num_latents: usize, rows: usize, codes: usize) -> Self {
+        let mut offsets = Vec::with_capacity(rows + 1);
+        offsets.push(0);
+        Self { num_latents, offsets, latents: Vec::with_capacity(codes), values: Vec::with_capacity(codes) }
+    }
+
+    /// Appends a row.
+    ///
+    /// # Errors
+    /// When latents are not strictly ascending below the width, or an activation is zero or not finite;
+    /// the codes are then as before the call.
+    pub fn push_row(&mut self, row: impl IntoIterator<Item = (FeatureId, f32)>) -> Result<(), CodesError> {
+        let start = self.latents.len();
+        let checked = self.extend_checked(start, row);
+        match checked {
+            Ok(()) => self.offsets.push(self.latents.len()),
+            Err(_) => {
+                self.latents.truncate(start);
+                self.values.truncate(start);
+            }
+        }
+        checked
+    }
+
+    fn extend_checked(
+        &mut self,
+        start: usize,
+        row: impl IntoIterator<Item = (FeatureId, f32)>,
+    ) -> Result<(), CodesError> {
+        let row_number = self.n_rows();
+        for (feature, value) in row {
+            let latent = feature.0;
+            let rising = self.latents[start..].last().is_none_or(|&before| before < latent);
+            if !rising || feature.index() >= self.num_latents {
+                return Err(CodesError::Latent { row: row_number, latent, num_latents: self.num_latents });
+            }
+            if value == 0.0 || !value.is_finite() {
+                return Err(CodesError::Value { row: row_number, latent, value });
+            }
+            self.latents.push(latent);
+            self.values.push(value);
+        }
+        Ok(())
+    }
+
+    /// Appends the rows of `other`.
+    ///
+    /// # Panics
+    /// When the widths differ.
+    #[track_caller]
+    pub fn append(&mut self, other: &Self) {
+        assert_eq!(self.num_latents, other.num_latents, "codes of different widths");
+        let base = self.latents.len();
+        self.offsets.extend(other.offsets[1..].iter().map(|offset| base + offset));
+        self.latents.extend_from_slice(&other.latents);
+        self.values.extend_from_slice(&other.values);
+    }
+
+    /// The width of the dictionary.
+    pub fn num_latents(&self) -> usize {
+        self.num_latents
+    }
+
+    /// How many rows there are.
+    pub fn n_rows(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// How many codes there are in all rows together.
+    pub fn n_codes(&self) -> usize {
+        self.latents.len()
+    }
+
+    /// Row `row`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    #[track_caller]
+    pub fn row(&self, row: usize) -> CodeRow<'_> {
+        let range = self.offsets[row]..self.offsets[row + 1];
+        CodeRow { latents: &self.latents[range.clone()], values: &self.values[range] }
+    }
+
+    /// All rows in order.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = CodeRow<'_>> {
+        (0..self.n_rows()).map(|row| self.row(row))
+    }
+
+    /// `[n_rows + 1]` ends of the rows within [`SparseCodes::latents`].
+    pub fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
+    /// Latents of all rows, one row after the other.
+    pub fn latents(&self) -> &[u32] {
+        &self.latents
+    }
+
+    /// Activations of all rows, one row after the other.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+impl<'a> CodeRow<'a> {
+    /// How many latents are on.
+    pub fn len(&self) -> usize {
+        self.latents.len()
+    }
+
+    /// Whether none is on.
+    pub fn is_empty(&self) -> bool {
+        self.latents.is_empty()
+    }
+
+    /// The activation of `feature`, 0 where it is off.
+    pub fn value(&self, feature: FeatureId) -> f32 {
+        self.latents.binary_search(&feature.0).map_or(0.0, |at| self.values[at])
+    }
+
+    /// Pairs of latent and activation, ascending by latent.
+    pub fn iter(self) -> impl Iterator<Item = (FeatureId, f32)> + use<'a> {
+        self.latents.iter().zip(self.values).map(|(&latent, &value)| (FeatureId(latent), value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_bad_rows_and_stays_as_it_was() {
+        let mut codes = SparseCodes::new(4);
+        codes.push_row([(FeatureId(1), 2.0)]).unwrap();
+        let before = codes.clone();
+        for bad in [
+            vec![(0, 1.0), (0, 1.0)],
+            vec![(2, 1.0), (1, 1.0)],
+            vec![(4, 1.0)],
+            vec![(0, 0.0)],
+            vec![(0, f32::NAN)],
+        ] {
+            assert!(codes.push_row(bad.iter().map(|&(l, v)| (FeatureId(l), v))).is_err(), "{bad:?} passed");
+            assert_eq!(codes, before);
+        }
+    }
+
+    #[test]
+    fn append_joins_rows() {
+        let mut a = SparseCodes::new(4);
+        a.push_row([(FeatureId(1), 2.0)]).unwrap();
+        let mut b = SparseCodes::new(4);
+        b.push_row([]).unwrap();
+        b.push_row([(FeatureId(0), 1.0), (FeatureId(3), 3.0)]).unwrap();
+        a.append(&b);
+        assert_eq!((a.n_rows(), a.n_codes()), (3, 3));
+        assert_eq!(a.row(2).value(FeatureId(3)), 3.0);
+        assert_eq!(a.row(2).value(FeatureId(2)), 0.0);
+        assert!(a.row(1).is_empty());
+    }
+}

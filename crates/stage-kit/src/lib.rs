@@ -1,0 +1,74 @@
+//! What every lmm-sae binary shares: logging, progress, run manifest, atomic output folders, ranks, devices, exit codes.
+//!
+//! By default it knows nothing of models, SAEs or data. A binary is a `main` of this shape:
+//!
+//! ```no_run
+//! use clap::Parser;
+//! use stage_kit::{CommonArgs, Existing, OutputFolder, Progress, RunManifest};
+//!
+//! #[derive(Parser)]
+//! #[command(version)]
+//! struct Args {
+//!     /// Where to write.
+//!     #[arg(long)]
+//!     save_dir: std::path::PathBuf,
+//!     #[command(flatten)]
+//!     common: CommonArgs,
+//! }
+//!
+//! fn run() -> anyhow::Result<()> {
+//!     let args = Args::parse();
+//!     args.common.init_logging();
+//!     let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
+//!     manifest.seed = Some(args.common.seed);
+//!     let output = OutputFolder::create(&args.save_dir, Existing::Refuse)?;
+//!     let progress = Progress::new("hello", "lines", Some(1));
+//!     std::fs::write(output.path().join("hello.txt"), "hello\n")?;
+//!     progress.inc(1);
+//!     progress.finish();
+//!     manifest.count("lines", 1);
+//!     Ok(output.commit(manifest)?)
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     stage_kit::main_with(run)
+//! }
+//! # const _: () = ();
+//! ```
+//!
+//! Exit codes: 0 done (also when the reader of stdout went away), 1 failed, 2 wrong usage, 128 + the
+//! signal's number when interrupted. stdout carries data and is written through [`stdout`]; the log,
+//! the bars and the errors are stderr's.
+//!
+//! Feature `torch` adds `TorchArgs` (`--device`, `--dtype`), `OpenModel` and with them libtorch.
+
+mod args;
+mod error;
+mod hash;
+mod interrupt;
+mod logging;
+mod manifest;
+#[cfg(feature = "torch")]
+mod model;
+mod output;
+mod prefetch;
+mod progress;
+mod run;
+#[cfg(feature = "torch")]
+mod torch;
+mod world;
+
+pub use args::CommonArgs;
+pub use error::{KitError, UsageError};
+pub use hash::{hash_bytes, hash_file};
+pub use interrupt::Interrupt;
+pub use manifest::{Input, RunManifest};
+#[cfg(feature = "torch")]
+pub use model::{IMAGE_PROMPT, OpenModel, counted_tokens, sample_inputs};
+pub use output::{Existing, OutputFolder};
+pub use prefetch::{Prefetched, prefetch};
+pub use progress::Progress;
+pub use run::{Stdout, main_with, stdout};
+#[cfg(feature = "torch")]
+pub use torch::TorchArgs;
+pub use world::{World, WorldArgs};

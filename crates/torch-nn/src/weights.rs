@@ -1,0 +1,244 @@
+//! [`Weights`]: the tensors a model is made of, handed out by name and accounted for.
+
+mod files;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Mismatch, NnError};
+use files::Shards;
+
+/// Names that older checkpoints carry and no model reads: buffers that follow from the configuration.
+const DERIVED_BUFFERS: [&str; 2] = [".rotary_emb.inv_freq", ".embeddings.position_ids"];
+
+/// Named tensors, from safetensors files or from memory, and a record of who asked for what.
+///
+/// Loading is strict: a layer asks through a [`Scope`], never fails there and then, and [`Weights::finish`] reports
+/// every tensor that was missing, mis-shaped or not asked for.
+#[derive(Debug)]
+pub struct Weights {
+    origin: String,
+    source: Source,
+    record: RefCell<Record>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Files { shards: Shards, device: Device, kind: Kind, stored_names: BTreeMap<String, String> },
+    Tensors(BTreeMap<String, Tensor>),
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    applied: BTreeSet<String>,
+    skipped: Vec<String>,
+    missing: BTreeSet<String>,
+    mismatched: BTreeMap<String, Mismatch>,
+}
+
+/// What a strict load did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Tensors that went into the model.
+    pub applied: Vec<String>,
+    /// Tensors the model knows and has no need of: layers past the last one used, buffers that follow from the
+    /// configuration.
+    pub skipped: Vec<String>,
+}
+
+/// A dotted prefix within [`Weights`].
+#[derive(Clone, Debug)]
+pub struct Scope<'a> {
+    weights: &'a Weights,
+    prefix: String,
+}
+
+impl Weights {
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names, in `folder`.
+    ///
+    /// Files are memory-mapped and their headers checked; a tensor is read when a layer asks for it, in one copy to
+    /// `device` and `kind`. The files must not change while this lives.
+    ///
+    /// # Errors
+    /// When there is no such file, one is truncated or damaged, or the index contradicts the folder.
+    pub fn open(folder: &Path, device: Device, kind: Kind) -> Result<Self, NnError> {
+        let shards = Shards::open(folder)?;
+        let stored_names = shards.names().map(|name| (name.to_owned(), name.to_owned())).collect();
+        Ok(Self {
+            origin: folder.display().to_string(),
+            source: Source::Files { shards, device, kind, stored_names },
+            record: RefCell::default(),
+        })
+    }
+
+    /// Takes tensors as they are, with their device, dtype and gradient history.
+    pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
+        Self {
+            origin: "tensors in memory".to_owned(),
+            source: Source::Tensors(tensors),
+            record: RefCell::default(),
+        }
+    }
+
+    /// Renames every tensor, so that a checkpoint of another key layout answers to the names a model asks for.
+    ///
+    /// # Errors
+    /// When two tensors get one name.
+    pub fn rename(mut self, new_name: impl Fn(&str) -> String) -> Result<Self, NnError> {
+        let origin = self.origin.clone();
+        self.source = match self.source {
+            Source::Files { shards, device, kind, stored_names } => {
+                let stored_names = renamed(stored_names, new_name, &origin)?;
+                Source::Files { shards, device, kind, stored_names }
+            }
+            Source::Tensors(tensors) => Source::Tensors(renamed(tensors, new_name, &origin)?),
+        };
+        Ok(self)
+    }
+
+    /// The names present, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let (files, tensors) = match &self.source {
+            Source::Files { stored_names, .. } => (Some(stored_names.keys()), None),
+            Source::Tensors(tensors) => (None, Some(tensors.keys())),
+        };
+        files.into_iter().flatten().chain(tensors.into_iter().flatten()).map(String::as_str)
+    }
+
+    /// Where the tensors end up. In memory: that of the first one.
+    pub fn device(&self) -> Device {
+        match &self.source {
+            Source::Files { device, .. } => *device,
+            Source::Tensors(tensors) => tensors.values().next().map_or(Device::Cpu, Tensor::device),
+        }
+    }
+
+    /// The scope without a prefix.
+    pub fn root(&self) -> Scope<'_> {
+        Scope { weights: self, prefix: String::new() }
+    }
+
+    /// Closes the account of everything asked for since the last call.
+    ///
+    /// # Errors
+    /// [`NnError::Weights`] with every tensor that was asked for and is missing or mis-shaped, and every tensor
+    /// present that was neither asked for nor skipped.
+    pub fn finish(&self) -> Result<LoadReport, NnError> {
+        let record = self.record.take();
+        let mut skipped = Vec::new();
+        let mut unused = Vec::new();
+        for name in self.names() {
+            if record.applied.contains(name) || record.mismatched.contains_key(name) {
+                continue;
+            }
+            let known = DERIVED_BUFFERS.iter().any(|suffix| name.ends_with(suffix))
+                || record.skipped.iter().any(|prefix| is_below(name, prefix));
+            if known { skipped.push(name.to_owned()) } else { unused.push(name.to_owned()) }
+        }
+        if record.missing.is_empty() && record.mismatched.is_empty() && unused.is_empty() {
+            tracing::debug!(
+                origin = self.origin,
+                applied = record.applied.len(),
+                skipped = skipped.len(),
+                "weights loaded"
+            );
+            return Ok(LoadReport { applied: record.applied.into_iter().collect(), skipped });
+        }
+        Err(NnError::Weights {
+            origin: self.origin.clone(),
+            missing: record.missing.into_iter().collect(),
+            mismatched: record.mismatched.into_values().collect(),
+            unused,
+        })
+    }
+
+    fn fetch(&self, name: &str, shape: &[i64]) -> Result<Option<Tensor>, Mismatch> {
+        let mismatch = |got: String| Mismatch { name: name.to_owned(), expected: shape.to_vec(), got };
+        match &self.source {
+            Source::Tensors(tensors) => match tensors.get(name) {
+                None => Ok(None),
+                Some(tensor) if tensor.size() == shape => Ok(Some(tensor.shallow_clone())),
+                Some(tensor) => Err(mismatch(format!("{:?}", tensor.size()))),
+            },
+            Source::Files { shards, device, kind, stored_names } => match stored_names.get(name) {
+                None => Ok(None),
+                Some(stored) => shards.read(stored, shape, *device, *kind).map(Some).map_err(mismatch),
+            },
+        }
+    }
+}
+
+impl Scope<'_> {
+    /// The scope `name` (itself dotted, if need be) below this one.
+    #[must_use]
+    pub fn sub(&self, name: impl AsRef<str>) -> Self {
+        Self { weights: self.weights, prefix: self.path(name.as_ref()) }
+    }
+
+    /// The tensor `name` of this scope in the given shape.
+    ///
+    /// If there is none, or one of another shape, that is recorded for [`Weights::finish`] and zeros are returned.
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Tensor {
+        let path = self.path(name);
+        let found = self.weights.fetch(&path, shape);
+        let mut record = self.weights.record.borrow_mut();
+        match found {
+            Ok(Some(tensor)) => {
+                record.applied.insert(path);
+                return tensor;
+            }
+            Ok(None) => {
+                record.missing.insert(path);
+            }
+            Err(mismatch) => {
+                record.mismatched.insert(path, mismatch);
+            }
+        }
+        // One element seen from everywhere: a hostile configuration must not make this allocate.
+        let options = (Kind::Float, self.weights.device());
+        Tensor::zeros([1], options).as_strided(shape, vec![0; shape.len()], 0)
+    }
+
+    /// Says that whatever lies at or below `name` is known and not needed, so that its presence is no error.
+    pub fn skip(&self, name: impl AsRef<str>) {
+        self.weights.record.borrow_mut().skipped.push(self.path(name.as_ref()));
+    }
+
+    /// Whether a tensor of this name is present.
+    pub fn contains(&self, name: &str) -> bool {
+        let path = self.path(name);
+        match &self.weights.source {
+            Source::Files { stored_names, .. } => stored_names.contains_key(&path),
+            Source::Tensors(tensors) => tensors.contains_key(&path),
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+fn renamed<T>(
+    tensors: BTreeMap<String, T>,
+    new_name: impl Fn(&str) -> String,
+    origin: &str,
+) -> Result<BTreeMap<String, T>, NnError> {
+    let mut out = BTreeMap::new();
+    for (old, tensor) in tensors {
+        let name = new_name(&old);
+        if out.insert(name.clone(), tensor).is_some() {
+            return Err(NnError::Duplicate { origin: origin.to_owned(), name });
+        }
+    }
+    Ok(out)
+}
+
+fn is_below(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,112 @@
+//! Which features agree with which concept, and by how much.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use act_cache::HookCache;
+use anyhow::{Context, Result};
+use explain::{Cut, Example, top_examples};
+use mm_data::Dataset;
+use rayon::prelude::*;
+use sae_types::SampleId;
+use scoring::{Agreement, Summary};
+
+use crate::page::Card;
+use crate::truth::Annotated;
+
+/// Features that fire in fewer samples say too little.
+const LEAST_SAMPLES: u64 = 10;
+
+/// The features most specific to one concept, and how all of them fare.
+pub(crate) struct Measured {
+    pub(crate) cards: Vec<Card>,
+    /// Features that fire on a base tile at all.
+    pub(crate) alive: usize,
+    /// Over the cards: the overlap with each feature's best concept.
+    pub(crate) agreement: Option<Summary>,
+    /// The same, each feature's pictures against the best concept of the next feature.
+    pub(crate) shuffled: Option<Summary>,
+}
+
+/// A feature with its examples and its overlap with each concept on them.
+struct Scored {
+    samples: u64,
+    peak: f32,
+    feature: u32,
+    examples: Vec<Example>,
+    concepts: Vec<(String, f64)>,
+}
+
+/// Scores every feature of the hook point on its top examples.
+pub(crate) fn measure(hook: &HookCache<'_>, dataset: &Dataset, features: usize, n: usize) -> Result<Measured> {
+    let mut found = Vec::new();
+    let mut alive = 0;
+    for statistics in hook.statistics() {
+        let slice = hook.feature(statistics.feature)?;
+        let examples = top_examples(&slice, n)?;
+        alive += usize::from(!examples.is_empty());
+        if examples.len() == n && statistics.n_samples >= LEAST_SAMPLES {
+            found.push((statistics, examples));
+        }
+    }
+    let wanted: BTreeSet<SampleId> = found.iter().flat_map(|(_, e)| e.iter().map(|e| e.sample)).collect();
+    let truth: BTreeMap<SampleId, Annotated> = wanted
+        .into_par_iter()
+        .map(|sample| {
+            let annotated = dataset.get(sample.index()).map_err(anyhow::Error::from).and_then(|s| Annotated::of(&s));
+            Ok((sample, annotated.with_context(|| format!("sample {sample}"))?))
+        })
+        .collect::<Result<_>>()?;
+    let mut scored: Vec<Scored> = found
+        .into_par_iter()
+        .map(|(statistics, examples)| {
+            let names: BTreeSet<&String> = examples.iter().flat_map(|e| truth[&e.sample].concepts.keys()).collect();
+            let mut concepts: Vec<(String, f64)> =
+                names.iter().map(|name| ((*name).clone(), overlap(&examples, &truth, name))).collect();
+            concepts.sort_by(|a, b| b.1.total_cmp(&a.1));
+            let (samples, peak, feature) = (statistics.n_samples, statistics.max, statistics.feature.0);
+            Scored { samples, peak, feature, examples, concepts }
+        })
+        .collect();
+    scored.sort_by(|a, b| best(b).total_cmp(&best(a)).then(a.feature.cmp(&b.feature)));
+    scored.truncate(features);
+
+    let shuffled = scored.iter().zip(scored.iter().cycle().skip(1)).filter_map(|(feature, other)| {
+        Some(overlap(&feature.examples, &truth, &other.concepts.first()?.0))
+    });
+    Ok(Measured {
+        alive,
+        agreement: Summary::of(scored.iter().map(best)),
+        shuffled: Summary::of(shuffled),
+        cards: scored.iter().map(|feature| card(feature, &truth)).collect(),
+    })
+}
+
+fn best(feature: &Scored) -> f64 {
+    feature.concepts.first().map_or(0.0, |concept| concept.1)
+}
+
+/// Mean overlap of the half-maximum masks with a concept's pixels; an image without the concept counts as 0.
+fn overlap(examples: &[Example], truth: &BTreeMap<SampleId, Annotated>, concept: &str) -> f64 {
+    let score = |example: &Example| {
+        let annotated = &truth[&example.sample];
+        let (width, height) = annotated.image.dimensions();
+        let pixels = annotated.concepts.get(concept)?;
+        Agreement::of(example.heat.mask(width, height, Cut::HalfMaximum).pixels(), pixels).iou()
+    };
+    Summary::of(examples.iter().map(|example| score(example).unwrap_or(0.0))).map_or(0.0, |summary| summary.mean)
+}
+
+fn card(feature: &Scored, truth: &BTreeMap<SampleId, Annotated>) -> Card {
+    let picture = |example: &Example| {
+        let image = truth[&example.sample].image.clone();
+        let lit = example.heat.overlay(&image);
+        (image, lit)
+    };
+    Card {
+        feature: feature.feature,
+        samples: feature.samples as usize,
+        peak: feature.peak,
+        concepts: feature.concepts.clone(),
+        pictures: feature.examples.iter().map(picture).collect(),
+    }
+}

@@ -1,0 +1,1 @@
+//! The binaries, end to end, on the embedded default.

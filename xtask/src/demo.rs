@@ -1,0 +1,123 @@
+//! `cargo xtask demo`: the whole pipeline on the embedded data set and model, one process per stage.
+//!
+//! The stages are the real binaries with the flags a user would give. They are built in the `dev` profile, which
+//! compiles dependencies and the crates with the arithmetic at opt-level 2: another profile would compile libtorch's
+//! bindings once more, for longer than the whole demo takes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::BufReader;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use cargo_metadata::{Message, TargetKind};
+
+use crate::project::Project;
+use crate::setup::{self, Existing, Flavour};
+use crate::steps::Steps;
+
+/// Where everything goes, from the workspace root.
+const OUT: &str = "demo-out";
+const PAGE: &str = "demo-out/index.html";
+
+/// One run of a stage's binary, in the workspace root.
+struct Stage {
+    /// What the stage is called in the report.
+    name: &'static str,
+    program: &'static str,
+    arguments: &'static str,
+}
+
+/// The pipeline, in order. Arguments are split at blanks.
+const STAGES: [Stage; 5] = [
+    Stage {
+        name: "draw training scenes",
+        program: "sae-data",
+        arguments: "shapes --count 1500 --seed 1 --split train --save-dir demo-out/data/train",
+    },
+    Stage {
+        name: "draw test scenes",
+        program: "sae-data",
+        arguments: "shapes --count 400 --seed 2 --split test --save-dir demo-out/data/test",
+    },
+    Stage {
+        name: "train the SAE",
+        program: "sae-train",
+        arguments: "assets/shapes-lmm-s demo-out/data/train --split train --layers 3 --num-latents 1024 --k 16 \
+                    --seed 42 --save-dir demo-out/sae",
+    },
+    Stage {
+        name: "cache activations",
+        program: "sae-cache",
+        arguments: "images assets/shapes-lmm-s demo-out/data/test --split test --sae demo-out/sae \
+                    --save-dir demo-out/cache",
+    },
+    Stage {
+        name: "draw the page",
+        program: "feature-page",
+        arguments: "--cache demo-out/cache --dataset demo-out/data/test --split test --out demo-out/index.html",
+    },
+];
+
+pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
+    steps.work("setup", || setup::prepare(&project.libtorch(), Flavour::Cpu, Existing::Keep))?;
+    let mut programs = BTreeMap::new();
+    steps.work("build", || {
+        programs = build(project)?;
+        Ok(format!("    {} binaries", programs.len()))
+    })?;
+
+    let out = project.root().join(OUT);
+    if out.exists() {
+        fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
+    }
+    for stage in &STAGES {
+        let program =
+            programs.get(stage.program).with_context(|| format!("no binary {} was built", stage.program))?;
+        println!("\n$ {} {}", stage.program, stage.arguments);
+        let mut command = Command::new(program);
+        command.args(stage.arguments.split_whitespace()).current_dir(project.root());
+        steps.command(stage.name, &mut command)?;
+    }
+    let page = project.root().join(PAGE);
+    ensure!(page.exists(), "every stage ended well, but there is no {}", page.display());
+    steps.work("page", || Ok(format!("    open {}", page.display())))
+}
+
+/// Builds every binary of the workspace and returns where each lies. The whole workspace is named so that
+/// dependencies get the same features as under `cargo xtask test`, and are built once for both.
+fn build(project: &Project) -> Result<BTreeMap<String, PathBuf>> {
+    let mut cargo =
+        project.cargo(&["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]);
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start `cargo build`")?;
+    let output = child.stdout.take().context("cargo's output is not readable")?;
+    let mut programs = BTreeMap::new();
+    for message in Message::parse_stream(BufReader::new(output)) {
+        if let Message::CompilerArtifact(artifact) = message.context("cannot read cargo's messages")?
+            && artifact.target.kind.contains(&TargetKind::Bin)
+            && let Some(path) = artifact.executable
+        {
+            programs.insert(artifact.target.name, path.into_std_path_buf());
+        }
+    }
+    if !child.wait().context("waiting for `cargo build`")?.success() {
+        bail!("the binaries could not be built (cargo's message stands above)");
+    }
+    Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_stay_inside_their_folder_and_the_last_makes_the_page() {
+        for stage in &STAGES {
+            let writes = stage.arguments.split_whitespace().filter(|word| word.starts_with(OUT)).count();
+            assert!(writes > 0, "{} writes nowhere", stage.name);
+            assert!(!stage.arguments.contains(" /"), "{} names an absolute path", stage.name);
+        }
+        assert!(STAGES.last().is_some_and(|stage| stage.arguments.ends_with(PAGE)));
+    }
+}

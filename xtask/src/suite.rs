@@ -1,0 +1,37 @@
+//! `cargo xtask test`: setup, check, every test. What CI runs.
+//!
+//! All of it uses the `dev` profile and the whole workspace, so that libtorch's C++ bindings, three minutes of
+//! compiling on two cores, are built once and shared by clippy, the documentation, the tests and the demo.
+
+use std::env;
+
+use anyhow::Result;
+
+use crate::project::Project;
+use crate::setup::{Existing, Flavour};
+use crate::steps::Steps;
+use crate::{check, setup};
+
+pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
+    steps.work("setup", || setup::prepare(&project.libtorch(), Flavour::Cpu, Existing::Keep))?;
+    check::run(project, steps)?;
+
+    if Project::has_tool("cargo-nextest", &["nextest", "--version"]) {
+        steps.command("build tests", &mut project.cargo(&["nextest", "run", "--workspace", "--no-run"]))?;
+        steps.command("tests", &mut project.cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]))?;
+    } else {
+        steps.command(
+            "build tests",
+            &mut project.cargo(&["test", "--workspace", "--all-targets", "--no-run"]),
+        )?;
+        // Not --all-targets: that would run the benches.
+        let mut tests = project.cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--examples"]);
+        steps.command("tests", tests.arg("--no-fail-fast"))?;
+    }
+    // Documentation examples are linked by rustdoc, which applies no build script's search path.
+    let libraries = project.libtorch().folder().join("lib");
+    let outer = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let path = env::join_paths(std::iter::once(libraries).chain(env::split_paths(&outer)))?;
+    let mut examples = project.cargo(&["test", "--workspace", "--doc"]);
+    steps.command("doc tests", examples.env("LD_LIBRARY_PATH", path))
+}
