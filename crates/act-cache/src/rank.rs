@@ -128,7 +128,7 @@ struct Ranked(RankedSample);
 
 impl Ord for Ranked {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.0.score.total_cmp(&other.0.score).then(self.0.sample.cmp(&other.0.sample))
+        self.0.score.total_cmp(&other.0.score).then(other.0.sample.cmp(&self.0.sample))
     }
 }
 

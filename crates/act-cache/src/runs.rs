@@ -99,7 +99,8 @@ impl SortedRuns {
         let spilled = self.spilled.iter().map(|run| &entries[run.clone()]);
         let cut =
             |run: &'_ [Entry], latent: usize| run.partition_point(|entry| (entry.latent as usize) < latent);
-        [self.last.as_slice()].into_iter().chain(spilled)
+        spilled
+            .chain([self.last.as_slice()])
             .map(|run| &run[cut(run, start)..cut(run, end)])
             .filter(|run| !run.is_empty())
             .collect()

@@ -235,3 +235,24 @@ fn a_sample_may_have_its_base_tile_elsewhere() {
     let means = layer.feature(FeatureId(0)).unwrap().base_means().unwrap();
     assert_eq!(means.iter().map(|ranked| ranked.score).collect::<Vec<_>>(), [0.0, 0.5]);
 }
+
+#[test]
+fn of_equal_samples_the_lower_comes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("cache");
+    let samples = [0, 1, 2, 4, 5].map(|sample| {
+        let value = if sample == 2 { 3.0 } else { 1.0 };
+        DenseSample { sample, values: vec![vec![value]; 5] }
+    });
+    let dense = Dense { width: 1, samples: samples.to_vec() };
+    dense.write(&dir, description(1), WriterOptions { n_splits: 1, ..WriterOptions::default() }).unwrap();
+    let cache = Cache::open(&dir).unwrap();
+    let layer = cache.hook(&hook()).unwrap();
+    let slice = layer.feature(FeatureId(0)).unwrap();
+    let top = |n, duplicates| -> Vec<u32> {
+        let top = slice.top_samples_by_base_mean(n, duplicates).unwrap();
+        top.iter().map(|ranked| ranked.sample.0).collect()
+    };
+    assert_eq!(top(4, Duplicates::Keep), [2, 0, 1, 4]);
+    assert_eq!(top(4, Duplicates::Drop), [2, 0, 1], "4 shows the image of 1, 5 that of 2");
+}
