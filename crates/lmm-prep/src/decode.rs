@@ -7,6 +7,9 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 
 use crate::error::PrepError;
 
+/// PIL's `2 * Image.MAX_IMAGE_PIXELS`, beyond which it raises `DecompressionBombError`.
+const MAX_PIXELS: u64 = 2 * 89_478_485;
+
 /// Decodes an image file's bytes (PNG, JPEG, GIF, BMP, TIFF, WebP, PNM) as PIL 13's
 /// `Image.open(file).convert("RGB")` does. EXIF orientation is *not* applied, except to TIFF, where PIL itself does.
 ///
@@ -25,7 +28,7 @@ use crate::error::PrepError;
 ///
 /// # Errors
 /// [`PrepError::Decode`] for bytes that are no image of these formats, and [`PrepError::UnsupportedImage`] for
-/// floating-point pixels.
+/// floating-point pixels and for more pixels than PIL opens (178,956,970).
 pub fn decode_image(bytes: &[u8]) -> Result<RgbImage, PrepError> {
     let decoded = Decoded::new(bytes)?;
     let own = if decoded.format == Some(ImageFormat::Tiff) {
@@ -37,7 +40,7 @@ pub fn decode_image(bytes: &[u8]) -> Result<RgbImage, PrepError> {
 }
 
 /// [`decode_image`], turned upright by its EXIF orientation: PIL's `ImageOps.exif_transpose`, which transformers'
-/// `load_image` applies to the images it opens itself.
+/// `load_image` applies to the images it opens itself. An orientation given in XMP alone is not seen.
 ///
 /// # Errors
 /// As [`decode_image`].
@@ -65,6 +68,11 @@ impl Decoded {
         let mut decoder = reader.into_decoder().map_err(failed)?;
         // A broken EXIF block does not make the pixels unreadable, for PIL neither.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let (width, height) = decoder.dimensions();
+        if u64::from(width) * u64::from(height) > MAX_PIXELS {
+            let what = format!("{width} x {height} pixels are more than the {MAX_PIXELS} PIL opens");
+            return Err(PrepError::UnsupportedImage { what });
+        }
         let image = DynamicImage::from_decoder(decoder).map_err(failed)?;
         // Byte 25 of a PNG is its colour type: a grey image whose `tRNS` became an alpha channel is grey still.
         let grey_png = format == Some(ImageFormat::Png) && bytes.get(25) == Some(&0);
@@ -89,7 +97,10 @@ impl Decoded {
             DynamicImage::ImageRgba16(image) => {
                 image.pixels().flat_map(|p| [narrow(p[0]), narrow(p[1]), narrow(p[2])]).collect()
             }
-            other => return Err(PrepError::UnsupportedImage { what: format!("{:?} pixels", other.color()) }),
+            other => {
+                let what = format!("it has {:?} pixels; convert them to 8-bit RGB first", other.color());
+                return Err(PrepError::UnsupportedImage { what });
+            }
         };
         let image = RgbImage::from_raw(width, height, bytes).expect("three bytes for each pixel");
         if orientation == Orientation::NoTransforms {

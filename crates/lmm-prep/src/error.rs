@@ -51,8 +51,8 @@ pub enum PrepError {
         #[source]
         source: image::ImageError,
     },
-    /// An image whose pixels PIL reads in a way that is not reproduced here.
-    #[error("cannot decode the image: {what}; convert it to 8-bit RGB first")]
+    /// An image that could be decoded but is not: of a layout PIL's handling of which is not reproduced, or too large.
+    #[error("cannot decode the image: {what}")]
     UnsupportedImage {
         /// What the image holds.
         what: String,

@@ -65,9 +65,9 @@ impl Tokenizer {
             })?;
             let piece = format!("{token}:0");
             if role == "bos_token" {
-                template.insert(0, piece)
+                template.insert(0, piece);
             } else {
-                template.push(piece)
+                template.push(piece);
             }
             tokens.push((token, id));
         }

@@ -64,7 +64,7 @@ pub(crate) fn schema(images: ImageColumn) -> SchemaRef {
     Arc::new(Schema::new_with_metadata(fields, metadata))
 }
 
-/// The features as `datasets` writes them down; lists in the form that its versions 2 to 4 all read.
+/// The features as `datasets` writes them down; lists in the form that its versions 2 to 5 all read.
 pub(crate) fn features(images: ImageColumn) -> Value {
     let text = json!({ "dtype": "string", "_type": "Value" });
     let image = json!({ "_type": "Image" });

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -72,26 +72,33 @@ fn answer(
     let file =
         path.strip_prefix(&format!("/{below}/resolve/{COMMIT}/")).and_then(|name| files.get_key_value(name));
     let known = [format!("/api/{repository}/revision/main"), format!("/api/{repository}/revision/{COMMIT}")];
-    let mut head = String::new();
     let mut body = Vec::new();
+    let head;
     if let Some((name, bytes)) = file {
         let range = header("range").unwrap_or_default();
         let (start, end) = range.trim_start_matches("bytes=").split_once('-').unwrap_or(("0", ""));
         let start: usize = start.parse().unwrap_or(0);
         let end = end.parse().map_or(bytes.len(), |end: usize| (end + 1).min(bytes.len()));
         body.extend_from_slice(&bytes[start..end]);
-        head += &format!("HTTP/1.1 206 Partial Content\r\nETag: \"etag-{}\"\r\n", name.replace('/', "-"));
-        head += &format!("X-Repo-Commit: {COMMIT}\r\n");
-        head += &format!("Content-Range: bytes {start}-{}/{}\r\n", end.max(1) - 1, bytes.len());
+        head = format!(
+            "HTTP/1.1 206 Partial Content\r\nETag: \"etag-{}\"\r\nX-Repo-Commit: {COMMIT}\r\n\
+             Content-Range: bytes {start}-{}/{}\r\n",
+            name.replace('/', "-"),
+            end.max(1) - 1,
+            bytes.len()
+        );
     } else if known.iter().any(|known| known == path) {
         let names: Vec<String> = files.keys().map(|name| format!("{{\"rfilename\": \"{name}\"}}")).collect();
         body = format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{}]}}", names.join(", ")).into_bytes();
-        head += "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+        head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n".to_owned();
     } else {
-        head += "HTTP/1.1 404 Not Found\r\n";
+        head = "HTTP/1.1 404 Not Found\r\n".to_owned();
     }
-    head += &format!("Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+    let end = format!("Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let _ = stream
+        .write_all(head.as_bytes())
+        .and_then(|()| stream.write_all(end.as_bytes()))
+        .and_then(|()| stream.write_all(&body));
 }
 
 fn model() -> FakeHub {
@@ -194,4 +201,20 @@ fn what_cannot_be_found_says_what_was_tried() {
     let gone = Hub { endpoint: "http://127.0.0.1:9".to_owned(), ..client };
     let error = gone.resolve("org/never", RepoKind::Model, &[]).unwrap_err();
     assert!(error.to_string().contains("http://127.0.0.1:9"), "{error}");
+}
+
+/// The client was built with TLS: it says hello (record type 22) to an https endpoint.
+#[test]
+fn https_is_spoken() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("https://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let mut first = [0];
+        listener.accept().unwrap().0.read_exact(&mut first).unwrap();
+        first[0]
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let hub = Hub { endpoint, cache: cache.path().to_path_buf(), token: None, offline: false };
+    assert!(matches!(hub.snapshot("org/model", RepoKind::Model, "main", &[]), Err(DataError::Hub { .. })));
+    assert_eq!(server.join().unwrap(), 22);
 }

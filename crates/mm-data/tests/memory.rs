@@ -1,7 +1,6 @@
 //! Reading holds a window, not the file: every other test would pass if a row group, or all of them, were kept.
 
 #![expect(unsafe_code, reason = "a global allocator that counts")]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
@@ -65,5 +64,7 @@ fn one_large_row_group_is_read_in_little_memory() {
         assert_eq!(set.get(index as usize).unwrap().images[0].bytes, vec![index as u8; 50_000]);
     }
     let peak = PEAK.load(Ordering::SeqCst) - before;
-    assert!(peak < 20_000_000, "held {peak} bytes");
+    // Eight idle cursors and the one in use, each a window of 16 images (0.8 MB, in a buffer grown by doubling) and
+    // a page (1 MB): 23 MB, whatever the file's size.
+    assert!(peak < 25_000_000, "held {peak} bytes");
 }

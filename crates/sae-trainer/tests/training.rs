@@ -1,5 +1,4 @@
 //! Training on toys whose dictionary is known.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use sae_trainer::{Trainer, TrainerConfig, TrainerError};
 use tch::{Device, Kind, Tensor};

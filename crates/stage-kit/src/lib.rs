@@ -19,7 +19,7 @@
 //! fn run() -> anyhow::Result<()> {
 //!     let args = Args::parse();
 //!     args.common.init_logging();
-//!     let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
+//!     let mut manifest = RunManifest::start("hello", env!("CARGO_PKG_VERSION"));
 //!     manifest.seed = Some(args.common.seed);
 //!     let output = OutputFolder::create(&args.save_dir, Existing::Refuse)?;
 //!     let progress = Progress::new("hello", "lines", Some(1));
@@ -33,7 +33,6 @@
 //! fn main() -> std::process::ExitCode {
 //!     stage_kit::main_with(run)
 //! }
-//! # const _: () = ();
 //! ```
 //!
 //! Exit codes: 0 done (also when the reader of stdout went away), 1 failed, 2 wrong usage, 128 + the

@@ -35,6 +35,7 @@ fn raise_exception(message: String) -> Result<Value, Error> {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands filters their keyword arguments so")]
 fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
@@ -102,25 +103,26 @@ fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
             out.push(character);
             continue;
         }
-        match characters.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&format!("{:02}", year % 100)),
-            Some('m') => out.push_str(&format!("{month:02}")),
-            Some('d') => out.push_str(&format!("{day:02}")),
-            Some('B') => out.push_str(month_name),
-            Some('b') => out.push_str(&month_name[..3]),
-            Some('A') => out.push_str(weekday),
-            Some('a') => out.push_str(&weekday[..3]),
-            Some('H') => out.push_str(&format!("{:02}", second / 3600)),
-            Some('M') => out.push_str(&format!("{:02}", second / 60 % 60)),
-            Some('S') => out.push_str(&format!("{:02}", second % 60)),
-            Some('%') => out.push('%'),
+        let piece = match characters.next() {
+            Some('Y') => year.to_string(),
+            Some('y') => format!("{:02}", year % 100),
+            Some('m') => format!("{month:02}"),
+            Some('d') => format!("{day:02}"),
+            Some('B') => month_name.to_owned(),
+            Some('b') => month_name[..3].to_owned(),
+            Some('A') => weekday.to_owned(),
+            Some('a') => weekday[..3].to_owned(),
+            Some('H') => format!("{:02}", second / 3600),
+            Some('M') => format!("{:02}", second / 60 % 60),
+            Some('S') => format!("{:02}", second % 60),
+            Some('%') => "%".to_owned(),
             other => {
                 let directive = other.map_or_else(String::new, String::from);
                 let reason = format!("strftime_now knows %Y %y %m %d %B %b %A %a %H %M %S, not %{directive}");
                 return Err(Error::new(ErrorKind::InvalidOperation, reason));
             }
-        }
+        };
+        out.push_str(&piece);
     }
     Ok(out)
 }

@@ -19,6 +19,7 @@ pub enum TargetSize {
 }
 
 /// Mirror of transformers 4.57's `LlavaNextImageProcessor`, with that class's defaults ([`PreprocessorConfig::default`]).
+#[expect(clippy::struct_excessive_bools, reason = "one for each switch of the file")]
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct PreprocessorConfig {

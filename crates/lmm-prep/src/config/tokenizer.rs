@@ -9,6 +9,7 @@ use crate::error::PrepError;
 use crate::json::Fields;
 
 /// A token that is matched in the text before the model's own splitting.
+#[expect(clippy::struct_excessive_bools, reason = "one for each flag of the file")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddedToken {
     /// Its text.

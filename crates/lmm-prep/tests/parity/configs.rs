@@ -149,7 +149,7 @@ fn every_generation_config_reads_as_the_python_class_reads_it() {
 #[test]
 fn what_is_not_understood_is_named_with_what_is_known() {
     let cases = [
-        (r#"{}"#, "field `model_type`: expected a string, got nothing"),
+        ("{}", "field `model_type`: expected a string, got nothing"),
         (r#"{"model_type": "llava"}"#, r#"`model_type`: expected "llava_next", got "llava""#),
         (
             r#"{"model_type": "llava_next", "text_config": {"model_type": "gemma"}}"#,

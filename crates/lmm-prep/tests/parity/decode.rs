@@ -56,3 +56,15 @@ fn what_is_no_image_is_an_error() {
         assert_eq!(error.to_string(), "cannot decode the image");
     }
 }
+
+#[test]
+fn a_small_file_that_claims_to_be_huge_is_refused_before_it_is_decoded() {
+    let bytes = read("decode/case.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut file = tensors.tensor("bmp rgb/file").unwrap().data().to_vec();
+    for side in [18..22, 22..26] {
+        file[side].copy_from_slice(&30_000_i32.to_le_bytes());
+    }
+    let error = decode_image(&file).unwrap_err().to_string();
+    assert!(error.contains("30000 x 30000 pixels are more than"), "{error}");
+}

@@ -32,7 +32,7 @@ pub(crate) fn picture(height: u32, width: u32, seed: u32) -> RgbImage {
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 /// An integer tensor and its shape.

@@ -1,8 +1,8 @@
 //! Tiles of latents against blocks of tokens, left to the compiler to vectorise.
 //!
-//! A block of [`TOKENS`] tokens meets one tile of [`LATENTS`] latents at a time: the tile is converted to f32 once (or
+//! A block of `TOKENS` tokens meets one tile of `LATENTS` latents at a time: the tile is converted to f32 once (or
 //! borrowed, where it is stored so), multiplied, and filtered by each token's running k-th value. So the `[tokens, latents]`
-//! matrix never exists, and weights are never converted whole. Sums are f32 in [`LANES`] interleaved partial sums
+//! matrix never exists, and weights are never converted whole. Sums are f32 in `LANES` interleaved partial sums
 //! that are combined in one fixed order.
 //!
 //! With at least one block per worker, workers take whole blocks; with fewer, each takes a share of the latents of
