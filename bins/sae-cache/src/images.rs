@@ -15,9 +15,9 @@ use mm_data::{BadRecordCounter, BadRecords, DataError, Dataset, Field, OpenOptio
 use sae_core::Sae;
 use sae_torch::TorchSae;
 use sae_types::{Filters, HookPoint, SampleId};
+use model_kit::{IMAGE_PROMPT, OpenModel, TorchArgs, counted_tokens};
 use stage_kit::{
-    CommonArgs, Existing, IMAGE_PROMPT, OpenModel, OutputFolder, Progress, RunManifest, TorchArgs, UsageError,
-    counted_tokens, hash_bytes, hash_file, prefetch,
+    CommonArgs, Existing, OutputFolder, Progress, RunManifest, UsageError, hash_bytes, hash_file, prefetch,
 };
 use tch::Kind;
 
@@ -73,7 +73,7 @@ struct Prepared {
     inputs: Inputs,
 }
 
-pub(crate) fn run(args: &ImagesArgs, torch: &TorchArgs, common: &CommonArgs) -> Result<()> {
+pub(crate) fn run(args: &ImagesArgs, torch: TorchArgs, common: &CommonArgs) -> Result<()> {
     if common.world()?.size > 1 {
         return Err(UsageError::new("sae-cache images runs as one process: leave --world-size at 1").into());
     }

@@ -5,7 +5,8 @@ mod images;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use stage_kit::{CommonArgs, TorchArgs};
+use model_kit::TorchArgs;
+use stage_kit::CommonArgs;
 
 /// Cache a sparse autoencoder's activations over a data set, sorted by feature
 #[derive(Debug, Parser)]
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         let args = Args::parse();
         args.common.init_logging();
         match &args.command {
-            Command::Images(images) => images::run(images, &args.torch, &args.common),
+            Command::Images(images) => images::run(images, args.torch, &args.common),
         }
     })
 }

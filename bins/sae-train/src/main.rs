@@ -5,7 +5,8 @@ mod stage;
 use std::process::ExitCode;
 
 use clap::Parser;
-use stage_kit::{CommonArgs, TorchArgs};
+use model_kit::TorchArgs;
+use stage_kit::CommonArgs;
 
 /// Train TopK sparse autoencoders on the hidden states of a LLaVA-NeXT model
 #[derive(Debug, Parser)]
@@ -23,6 +24,6 @@ fn main() -> ExitCode {
     stage_kit::main_with(|| {
         let args = Args::parse();
         args.common.init_logging();
-        stage::run(&args.stage, &args.torch, &args.common)
+        stage::run(&args.stage, args.torch, &args.common)
     })
 }

@@ -15,10 +15,8 @@ use sae_core::metrics::{Firing, Reconstruction};
 use sae_trainer::{Trainer, TrainerConfig};
 use sae_types::HookPoint;
 use serde_json::json;
-use stage_kit::{
-    CommonArgs, Existing, OpenModel, OutputFolder, Progress, RunManifest, TorchArgs, UsageError, hash_file, prefetch,
-    sample_inputs,
-};
+use model_kit::{OpenModel, TorchArgs, sample_inputs};
+use stage_kit::{CommonArgs, Existing, OutputFolder, Progress, RunManifest, UsageError, hash_file, prefetch};
 use tch::{Device, Kind, Tensor};
 
 /// How many batches of prepared samples wait for the model.
@@ -99,7 +97,7 @@ struct Training {
     started: bool,
 }
 
-pub(crate) fn run(args: &StageArgs, torch: &TorchArgs, common: &CommonArgs) -> Result<()> {
+pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Result<()> {
     if common.world()?.size > 1 {
         return Err(UsageError::new("sae-train runs as one process: leave --world-size at 1").into());
     }

@@ -1,6 +1,6 @@
 //! What every lmm-sae binary shares: logging, progress, run manifest, atomic output folders, ranks, devices, exit codes.
 //!
-//! By default it knows nothing of models, SAEs or data. A binary is a `main` of this shape:
+//! It knows nothing of models, SAEs or data. A binary is a `main` of this shape:
 //!
 //! ```no_run
 //! use clap::Parser;
@@ -39,7 +39,7 @@
 //! signal's number when interrupted. stdout carries data and is written through [`stdout`]; the log,
 //! the bars and the errors are stderr's.
 //!
-//! Feature `torch` adds `TorchArgs` (`--device`, `--dtype`), `OpenModel` and with them libtorch.
+//! The flags and the opening of a model are `model-kit`'s, so that binaries without one do without libtorch.
 
 mod args;
 mod error;
@@ -47,14 +47,10 @@ mod hash;
 mod interrupt;
 mod logging;
 mod manifest;
-#[cfg(feature = "torch")]
-mod model;
 mod output;
 mod prefetch;
 mod progress;
 mod run;
-#[cfg(feature = "torch")]
-mod torch;
 mod world;
 
 pub use args::CommonArgs;
@@ -62,12 +58,8 @@ pub use error::{KitError, UsageError};
 pub use hash::{hash_bytes, hash_file};
 pub use interrupt::Interrupt;
 pub use manifest::{Input, RunManifest};
-#[cfg(feature = "torch")]
-pub use model::{IMAGE_PROMPT, OpenModel, counted_tokens, sample_inputs};
 pub use output::{Existing, OutputFolder};
 pub use prefetch::{Prefetched, prefetch};
 pub use progress::Progress;
 pub use run::{Stdout, main_with, stdout};
-#[cfg(feature = "torch")]
-pub use torch::TorchArgs;
 pub use world::{World, WorldArgs};

@@ -3,7 +3,7 @@
 use torch_nn::{DeviceChoice, DtypeChoice};
 
 /// Where a model runs and in which number type: flatten it into a binary's arguments.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct TorchArgs {
     /// Where to run: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu", global = true)]

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
 use lmm_hooks::{Batch, LlavaNext, LoadOptions, PaddingSide};
 use lmm_prep::{ChatOptions, Inputs, Message, Part, PrepError, Processor};
 use mm_data::hub::{self, RepoKind};
@@ -12,7 +11,7 @@ use mm_data::{Role, Sample};
 use sae_types::HookPoint;
 use torch_nn::tch::{Kind, Tensor};
 
-use crate::TorchArgs;
+use crate::{ModelError, TorchArgs};
 
 /// What of a Hub repository a model needs.
 const MODEL_FILES: [&str; 4] = ["*.json", "*.safetensors", "*.jinja", "*.model"];
@@ -36,14 +35,18 @@ impl OpenModel {
     ///
     /// # Errors
     /// When the device is not there, or the folder is no model this project knows.
-    pub fn open(argument: &str, torch: &TorchArgs) -> Result<Self> {
+    pub fn open(model: &str, flags: TorchArgs) -> Result<Self, ModelError> {
         torch_nn::keep_freed_memory();
-        let options = LoadOptions { device: torch.device.open()?, kind: torch.dtype.kind() };
-        let folder = hub::resolve(argument, RepoKind::Model, &MODEL_FILES)?;
-        let processor = Processor::load(&folder)?;
+        let device =
+            flags.device.open().map_err(|source| ModelError::Device { device: flags.device, source })?;
+        let options = LoadOptions { device, kind: flags.dtype.kind() };
+        let folder = hub::resolve(model, RepoKind::Model, &MODEL_FILES)
+            .map_err(|source| ModelError::Find { model: model.to_owned(), source })?;
+        let processor = Processor::load(&folder)
+            .map_err(|source| ModelError::Processor { folder: folder.clone(), source })?;
         let network = LlavaNext::load(&folder, &options)
-            .with_context(|| format!("cannot load the model {}", folder.display()))?;
-        tracing::info!(model = %folder.display(), device = ?options.device, dtype = ?options.kind, "model loaded");
+            .map_err(|source| ModelError::Network { folder: folder.clone(), source })?;
+        tracing::info!(model = %folder.display(), device = %flags.device, dtype = %flags.dtype, "model loaded");
         Ok(Self { folder, processor: Arc::new(processor), network })
     }
 
@@ -52,11 +55,16 @@ impl OpenModel {
     ///
     /// # Errors
     /// When a hook point is unknown or the inputs do not fit the model.
-    pub fn rows(&self, prompts: &[&Inputs], points: &[HookPoint]) -> Result<Vec<(HookPoint, Vec<Tensor>)>> {
+    pub fn rows(
+        &self,
+        prompts: &[&Inputs],
+        points: &[HookPoint],
+    ) -> Result<Vec<(HookPoint, Vec<Tensor>)>, ModelError> {
+        let failed = |source| ModelError::Run { folder: self.folder.clone(), source };
         let (device, kind) = (self.network.device(), self.network.kind());
         let pad = self.processor.tokenizer().special_id("pad_token").unwrap_or(0);
-        let batch = Batch::new(prompts, pad, device, kind, PaddingSide::Right)?;
-        let hidden = self.network.hidden_states(&batch, points)?;
+        let batch = Batch::new(prompts, pad, device, kind, PaddingSide::Right).map_err(failed)?;
+        let hidden = self.network.hidden_states(&batch, points).map_err(failed)?;
         let rows_of = |states: &Tensor| {
             prompts
                 .iter()

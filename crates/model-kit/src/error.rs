@@ -1,0 +1,54 @@
+//! The errors of this crate.
+
+use std::path::PathBuf;
+
+/// Why a model could not be opened or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The device asked for is not there.
+    #[error("cannot use --device {device}")]
+    Device {
+        /// The flag.
+        device: torch_nn::DeviceChoice,
+        /// What is wrong with it.
+        #[source]
+        source: torch_nn::NnError,
+    },
+    /// The model is neither a local folder nor a Hub repository that can be had.
+    #[error("cannot find the model {model}")]
+    Find {
+        /// The argument.
+        model: String,
+        /// What was tried.
+        #[source]
+        source: mm_data::DataError,
+    },
+    /// The folder's processor files are unsound.
+    #[error("cannot read the processor of {}", folder.display())]
+    Processor {
+        /// The model folder.
+        folder: PathBuf,
+        /// The file and what is wrong with it.
+        #[source]
+        source: lmm_prep::PrepError,
+    },
+    /// The folder's configuration or weights are unsound.
+    #[error("cannot load the model {}", folder.display())]
+    Network {
+        /// The model folder.
+        folder: PathBuf,
+        /// The file or tensor and what is wrong with it.
+        #[source]
+        source: lmm_hooks::HookError,
+    },
+    /// A forward pass failed.
+    #[error("cannot run the model {}", folder.display())]
+    Run {
+        /// The model folder.
+        folder: PathBuf,
+        /// The hook point or input and what is wrong with it.
+        #[source]
+        source: lmm_hooks::HookError,
+    },
+}
