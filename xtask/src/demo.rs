@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::BufReader;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,6 +20,10 @@ use crate::steps::Steps;
 /// Where everything goes, from the workspace root.
 const OUT: &str = "demo-out";
 const PAGE: &str = "demo-out/index.html";
+
+/// What the demo's autoencoder must stay below on held-out scenes.
+const MOST_FVU: f64 = 0.15;
+const MOST_DEAD: f64 = 0.10;
 
 /// One run of a stage's binary, in the workspace root.
 struct Stage {
@@ -80,9 +84,27 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
         command.args(stage.arguments.split_whitespace()).current_dir(project.root());
         steps.command(stage.name, &mut command)?;
     }
+    steps.work("judge the SAE", || judge(&project.root().join(OUT).join("sae/evaluation.json")))?;
     let page = project.root().join(PAGE);
     ensure!(page.exists(), "every stage ended well, but there is no {}", page.display());
     steps.work("page", || Ok(format!("    open {}", page.display())))
+}
+
+/// Holds the autoencoder against what the README promises of the demo, on scenes it was not trained on.
+fn judge(evaluation: &Path) -> Result<String> {
+    let text = fs::read_to_string(evaluation).with_context(|| format!("cannot read {}", evaluation.display()))?;
+    let measured: BTreeMap<String, BTreeMap<String, f64>> =
+        serde_json::from_str(&text).with_context(|| format!("{} is no evaluation", evaluation.display()))?;
+    let mut report = Vec::new();
+    for (hook, values) in &measured {
+        let value = |name: &str| values.get(name).copied().with_context(|| format!("{hook} has no {name}"));
+        let (fvu, dead, l0) = (value("fvu")?, value("dead_share")?, value("l0")?);
+        report.push(format!("    {hook}: FVU {fvu:.4}, L0 {l0:.1}, dead latents {:.1} %", 100.0 * dead));
+        ensure!(fvu < MOST_FVU, "the FVU at {hook} is {fvu:.4}, promised is less than {MOST_FVU}");
+        ensure!(dead < MOST_DEAD, "{:.1} % of the latents at {hook} are dead, promised is less than {} %", 100.0 * dead, 100.0 * MOST_DEAD);
+    }
+    ensure!(!report.is_empty(), "{} measures nothing", evaluation.display());
+    Ok(report.join("\n"))
 }
 
 /// Builds every binary of the workspace and returns where each lies. The whole workspace is named so that
@@ -110,6 +132,21 @@ fn build(project: &Project) -> Result<BTreeMap<String, PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bad_autoencoder_is_not_passed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("evaluation.json");
+        let judged = |fvu: f64, dead: f64| {
+            let text = format!(r#"{{"model.layers.2":{{"fvu":{fvu},"dead_share":{dead},"l0":16.0,"tokens":5}}}}"#);
+            fs::write(&file, text).unwrap();
+            judge(&file)
+        };
+        assert!(judged(0.1, 0.05).unwrap().contains("dead latents 5.0 %"));
+        assert!(judged(0.2, 0.05).is_err() && judged(0.1, 0.2).is_err() && judged(f64::NAN, 0.0).is_err());
+        fs::write(&file, "{}").unwrap();
+        assert!(judge(&file).is_err());
+    }
 
     #[test]
     fn stages_stay_inside_their_folder_and_the_last_makes_the_page() {

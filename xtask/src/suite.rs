@@ -1,4 +1,4 @@
-//! `cargo xtask test`: setup, check, every test. What CI runs.
+//! `cargo xtask test`: setup, check, the binaries, every test. What CI runs.
 //!
 //! All of it uses the `dev` profile and the whole workspace, so that libtorch's C++ bindings, three minutes of
 //! compiling on two cores, are built once and shared by clippy, the documentation, the tests and the demo.
@@ -10,12 +10,14 @@ use anyhow::Result;
 use crate::project::Project;
 use crate::setup::{Existing, Flavour};
 use crate::steps::Steps;
-use crate::{check, setup};
+use crate::{check, demo, setup};
 
 pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     steps.work("setup", || setup::prepare(&project.libtorch(), Flavour::Cpu, Existing::Keep))?;
     check::run(project, steps)?;
 
+    // The pipeline tests run the binaries and cannot have cargo build them.
+    steps.command("build binaries", &mut project.cargo(&["build", "--workspace", "--bins"]))?;
     if Project::has_tool("cargo-nextest", &["nextest", "--version"]) {
         steps.command("build tests", &mut project.cargo(&["nextest", "run", "--workspace", "--no-run"]))?;
         steps.command("tests", &mut project.cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]))?;
@@ -33,5 +35,6 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     let outer = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let path = env::join_paths(std::iter::once(libraries).chain(env::split_paths(&outer)))?;
     let mut examples = project.cargo(&["test", "--workspace", "--doc"]);
-    steps.command("doc tests", examples.env("LD_LIBRARY_PATH", path))
+    steps.command("doc tests", examples.env("LD_LIBRARY_PATH", path))?;
+    demo::run(project, steps)
 }

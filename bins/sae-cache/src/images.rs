@@ -8,7 +8,7 @@ use act_cache::{
     ActivationDtype, BaseTile, CacheDescription, CacheWriter, DatasetSource, HookDescription, SaeSource, SampleCodes,
     SampleRecord, TokenLayoutDescription, WriterOptions,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lmm_prep::Inputs;
 use mm_data::hub::{self, RepoKind};
 use mm_data::{BadRecordCounter, BadRecords, DataError, Dataset, Field, OpenOptions};
@@ -151,7 +151,13 @@ pub(crate) fn run(args: &ImagesArgs, torch: TorchArgs, common: &CommonArgs) -> R
 
 fn read_filters(path: &Path) -> Result<Filters> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read filters {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is no filters file", path.display()))
+    let filters: Filters =
+        serde_json::from_str(&text).with_context(|| format!("{} is no filters file", path.display()))?;
+    ensure!(!filters.is_empty(), "{} names no hook point", path.display());
+    if let Some(hook) = filters.hooks().find(|hook| filters.features(hook).is_none_or(<[_]>::is_empty)) {
+        bail!("{} names no feature of {hook}", path.display());
+    }
+    Ok(filters)
 }
 
 /// Every autoencoder below `--sae` that the filters, if any, ask for, checked against the model.

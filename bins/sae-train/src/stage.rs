@@ -1,5 +1,6 @@
 //! The training stage: samples through the model, hidden states to a trainer per hook point, autoencoders to disk.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::num::NonZeroUsize;
@@ -14,7 +15,7 @@ use sae_core::WeightDtype;
 use sae_core::metrics::{Firing, Reconstruction};
 use sae_trainer::{Trainer, TrainerConfig};
 use sae_types::HookPoint;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use model_kit::{OpenModel, TorchArgs, sample_inputs};
 use stage_kit::{CommonArgs, Existing, OutputFolder, Progress, RunManifest, UsageError, hash_file, prefetch};
 use tch::{Device, Kind, Tensor};
@@ -129,7 +130,7 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     let metrics_path = output.path().join("metrics.jsonl");
     let create = || format!("cannot write {}", metrics_path.display());
     let mut metrics = BufWriter::new(File::create(&metrics_path).with_context(create)?);
-    let mut bad = BadRecordCounter::new(if args.max_bad > 0 {
+    let mut bad = Bad::new(if args.max_bad > 0 {
         BadRecords::Skip { max: args.max_bad }
     } else {
         BadRecords::Stop
@@ -139,7 +140,7 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     let order = (0..epochs).flat_map(move |_| order.clone());
     for batch in batches(args, &dataset, &model.processor, order) {
         let read = batch.len() as u64;
-        let inputs = admit(batch, &mut bad)?;
+        let inputs = bad.admit(batch)?;
         for (hook, rows) in states(args, &model, &inputs, &hooks)? {
             let training = trainings.iter_mut().find(|training| training.hook == hook).context("a hook of ours")?;
             if !training.started {
@@ -160,7 +161,8 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     progress.finish();
     metrics.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(create)?;
 
-    evaluate(args, &dataset, &model, &trainings, held_out, &output)?;
+    let evaluation = evaluate(args, &dataset, &model, &trainings, held_out)?;
+    write(&output, "evaluation.json", &serde_json::to_string_pretty(&evaluation)?)?;
     for Training { hook, trainer, .. } in trainings {
         run.count(&format!("{hook} tokens"), trainer.state().tokens);
         trainer.into_sae()?.save(&output.path().join(hook.as_str()), WeightDtype::F32)?;
@@ -169,12 +171,21 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
         "model": args.model, "dataset": args.dataset, "split": dataset.split(), "ctx_len": args.ctx_len,
         "hookpoints": hooks, "batch_size": args.batch_size, "grad_acc_steps": args.grad_acc_steps, "epochs": args.epochs,
     });
-    std::fs::write(output.path().join("config.json"), serde_json::to_string_pretty(&config)? + "\n")
-        .context("cannot write config.json")?;
+    write(&output, "config.json", &serde_json::to_string_pretty(&config)?)?;
     run.count("samples", samples as u64);
-    run.count("bad records", bad.bad());
+    run.count("bad records", bad.counter.bad());
     run.count("optimizer steps", steps);
-    Ok(output.commit(run)?)
+    output.commit(run)?;
+    // Last: a reader of stdout that went away ends the run here, and must not cost the autoencoders.
+    for (hook, held_out) in evaluation {
+        writeln!(stage_kit::stdout(), "{}", json!({"hookpoint": hook, "held_out": held_out}))?;
+    }
+    Ok(())
+}
+
+fn write(output: &OutputFolder, name: &str, text: &str) -> Result<()> {
+    let path = output.path().join(name);
+    std::fs::write(&path, format!("{text}\n")).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A trainer per hook point.
@@ -203,29 +214,46 @@ fn start(args: &StageArgs, model: &OpenModel, seed: u64, steps: u64) -> Result<V
         .collect()
 }
 
+/// A sample by its number in the data set, as the model is to read it.
+type Prepared = (u32, Result<Inputs, DataError>);
+
 /// Prepared samples in the order given, `--batch-size` at a time.
 fn batches<I: Iterator<Item = u32> + Send + 'static>(
     args: &StageArgs,
     dataset: &Arc<Dataset>,
     processor: &Arc<Processor>,
     order: I,
-) -> impl Iterator<Item = Vec<Result<Inputs, DataError>>> + use<I> {
+) -> impl Iterator<Item = Vec<Prepared>> + use<I> {
     let size = args.batch_size.get();
     let ahead = NonZeroUsize::new(BATCHES_AHEAD * size).unwrap_or(NonZeroUsize::MIN);
     let (dataset, processor) = (Arc::clone(dataset), Arc::clone(processor));
-    let mut prepared = prefetch(order, ahead, move |index| {
-        let index = index as usize;
+    let prepare = move |index: usize| {
         let sample = dataset.get(index)?;
         sample_inputs(&processor, &sample).map_err(|cause| dataset.unusable(index, cause))
-    });
+    };
+    let mut prepared = prefetch(order, ahead, move |number| (number, prepare(number as usize)));
     std::iter::from_fn(move || {
         let batch: Vec<_> = prepared.by_ref().take(size).collect();
         (!batch.is_empty()).then_some(batch)
     })
 }
 
-fn admit(batch: Vec<Result<Inputs, DataError>>, bad: &mut BadRecordCounter) -> Result<Vec<Inputs>, DataError> {
-    batch.into_iter().filter_map(|inputs| bad.admit(inputs).transpose()).collect()
+/// The bad records of a run. One that every epoch meets again counts once.
+struct Bad {
+    counter: BadRecordCounter,
+    met: BTreeSet<u32>,
+}
+
+impl Bad {
+    fn new(policy: BadRecords) -> Self {
+        Self { counter: BadRecordCounter::new(policy), met: BTreeSet::new() }
+    }
+
+    fn admit(&mut self, batch: Vec<Prepared>) -> Result<Vec<Inputs>, DataError> {
+        let Self { counter, met } = self;
+        let new = batch.into_iter().filter(|(index, inputs)| inputs.is_ok() || met.insert(*index));
+        new.filter_map(|(_, inputs)| counter.admit(inputs).transpose()).collect()
+    }
 }
 
 /// The hidden states of a batch at each hook point, `[tokens of all samples, width]`.
@@ -247,25 +275,24 @@ fn states(
     Ok(joined.collect())
 }
 
-/// Measures the autoencoders on samples they were not trained on: `evaluation.json` and a line each on stdout.
+/// Measures the autoencoders on samples they were not trained on, by hook point.
 fn evaluate(
     args: &StageArgs,
     dataset: &Arc<Dataset>,
     model: &OpenModel,
     trainings: &[Training],
     held_out: Vec<u32>,
-    output: &OutputFolder,
-) -> Result<()> {
+) -> Result<Map<String, Value>> {
     let hooks: Vec<HookPoint> = trainings.iter().map(|training| training.hook.clone()).collect();
     let mut measured: Vec<(Reconstruction, Firing)> = trainings
         .iter()
         .map(|training| (Reconstruction::new(), Firing::new(training.trainer.sae().num_latents())))
         .collect();
-    let mut bad = BadRecordCounter::new(BadRecords::Skip { max: args.max_bad });
+    let mut bad = Bad::new(BadRecords::Skip { max: args.max_bad });
     let progress = Progress::new("evaluating", "samples", Some(held_out.len() as u64));
     for batch in batches(args, dataset, &model.processor, held_out.into_iter()) {
         let read = batch.len() as u64;
-        let inputs = admit(batch, &mut bad)?;
+        let inputs = bad.admit(batch)?;
         for (hook, rows) in states(args, model, &inputs, &hooks)? {
             let at = hooks.iter().position(|known| *known == hook).context("a hook of ours")?;
             let sae = trainings[at].trainer.sae();
@@ -281,17 +308,15 @@ fn evaluate(
         progress.inc(read);
     }
     progress.finish();
-    let mut report = serde_json::Map::new();
+    let mut report = Map::new();
     for (hook, (reconstruction, firing)) in hooks.iter().zip(&measured) {
         let line = json!({
             "tokens": reconstruction.rows(), "fvu": reconstruction.fvu(), "l0": firing.l0(),
             "dead_share": firing.dead_share(), "dense_share": firing.dense_share(0.1),
         });
-        writeln!(stage_kit::stdout(), "{}", json!({"hookpoint": hook, "held_out": line}))?;
         report.insert(hook.to_string(), line);
     }
-    std::fs::write(output.path().join("evaluation.json"), serde_json::to_string_pretty(&report)? + "\n")
-        .context("cannot write evaluation.json")
+    Ok(report)
 }
 
 fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {

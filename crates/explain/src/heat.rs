@@ -79,23 +79,24 @@ impl HeatMap {
         Mask { width, height, pixels }
     }
 
-    /// The image dimmed where the feature is off and tinted where it is on, in proportion to the activation.
+    /// The image as the feature sees it: lit from half of the peak on, dimmed in proportion below, with a line around
+    /// the half-maximum mask. Colours stay what they are, for they may be what the feature is about.
     pub fn overlay(&self, image: &RgbImage) -> RgbImage {
-        const OFF: f32 = 0.35;
-        const TINT: [f32; 3] = [255.0, 214.0, 10.0];
-        const TINT_SHARE: f32 = 0.45;
-        let peak = self.peak().max(f32::MIN_POSITIVE);
+        const DARKEST: f32 = 0.25;
+        const LINE: Rgb<u8> = Rgb([255, 255, 255]);
+        let half = (self.peak() / 2.0).max(f32::MIN_POSITIVE);
         let (width, height) = image.dimensions();
+        let mask = self.mask(width, height, Cut::HalfMaximum);
         RgbImage::from_fn(width, height, |x, y| {
-            let heat = self.values[self.patch(x, y, width, height)] / peak;
-            let light = OFF + (1.0 - OFF) * heat;
-            let tint = TINT_SHARE * heat;
-            let Rgb(pixel) = *image.get_pixel(x, y);
-            let mut painted = [0u8; 3];
-            for ((out, channel), tone) in painted.iter_mut().zip(pixel).zip(TINT) {
-                *out = (f32::from(channel) * light * (1.0 - tint) + tone * tint).round().clamp(0.0, 255.0) as u8;
+            let on = mask.at(x, y);
+            let edge = on
+                && (x == 0 || y == 0 || !mask.at(x - 1, y) || !mask.at(x, y - 1) || !mask.at(x + 1, y) || !mask.at(x, y + 1));
+            if edge {
+                return LINE;
             }
-            Rgb(painted)
+            let heat = (self.values[self.patch(x, y, width, height)] / half).clamp(0.0, 1.0);
+            let light = DARKEST + (1.0 - DARKEST) * heat;
+            Rgb(image.get_pixel(x, y).0.map(|channel| (f32::from(channel) * light).round() as u8))
         })
     }
 }
@@ -109,6 +110,11 @@ impl Mask {
     /// `[height * width]`, row by row.
     pub fn pixels(&self) -> &[bool] {
         &self.pixels
+    }
+
+    /// Whether a pixel is on; false beyond the right and lower border.
+    pub fn at(&self, x: u32, y: u32) -> bool {
+        x < self.width && y < self.height && self.pixels[y as usize * self.width as usize + x as usize]
     }
 
     /// How many pixels are on.
@@ -138,7 +144,18 @@ mod tests {
         let heat = HeatMap::new(1, 1, vec![0.0]).unwrap();
         assert_eq!(heat.mask(3, 3, Cut::HalfMaximum).area(), 0);
         let image = RgbImage::from_pixel(2, 2, Rgb([100, 100, 100]));
-        assert_eq!(heat.overlay(&image).get_pixel(0, 0), &Rgb([35, 35, 35]));
+        assert_eq!(heat.overlay(&image).get_pixel(0, 0), &Rgb([25, 25, 25]));
+    }
+
+    #[test]
+    fn overlay_lights_the_mask_and_draws_its_border() {
+        let heat = HeatMap::new(2, 2, vec![0.0, 0.0, 0.0, 2.0]).unwrap();
+        let lit = heat.overlay(&RgbImage::from_pixel(10, 10, Rgb([100, 80, 60])));
+        assert_eq!(lit.get_pixel(7, 7), &Rgb([100, 80, 60]));
+        assert_eq!(lit.get_pixel(2, 2), &Rgb([25, 20, 15]));
+        for (x, y) in [(5, 5), (9, 7), (7, 9), (5, 9)] {
+            assert_eq!(lit.get_pixel(x, y), &Rgb([255, 255, 255]), "({x}, {y})");
+        }
     }
 
     #[test]

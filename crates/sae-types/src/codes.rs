@@ -70,12 +70,11 @@ impl SparseCodes {
     pub fn push_row(&mut self, row: impl IntoIterator<Item = (FeatureId, f32)>) -> Result<(), CodesError> {
         let start = self.latents.len();
         let checked = self.extend_checked(start, row);
-        match checked {
-            Ok(()) => self.offsets.push(self.latents.len()),
-            Err(_) => {
-                self.latents.truncate(start);
-                self.values.truncate(start);
-            }
+        if checked.is_ok() {
+            self.offsets.push(self.latents.len());
+        } else {
+            self.latents.truncate(start);
+            self.values.truncate(start);
         }
         checked
     }

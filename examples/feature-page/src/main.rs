@@ -33,6 +33,9 @@ struct Args {
     /// Features to show
     #[arg(long, default_value_t = 60)]
     features: usize,
+    /// Features to show of one concept at most
+    #[arg(long, default_value_t = 4)]
+    per_concept: usize,
     /// Images per feature
     #[arg(long, default_value_t = 6)]
     examples: usize,
@@ -65,7 +68,7 @@ fn run(args: &Args) -> Result<()> {
         args.dataset,
         source.name
     );
-    let measured = measure::measure(&cache.hook(&hook)?, &dataset, args.features, args.examples)?;
+    let measured = measure::measure(&cache.hook(&hook)?, &dataset, args.features, args.per_concept, args.examples)?;
     let head = page::Head {
         model: cache.manifest().model.clone(),
         sae: cache.manifest().hooks[&hook].sae.path.clone(),
@@ -73,6 +76,7 @@ fn run(args: &Args) -> Result<()> {
         samples: cache.samples().len(),
         alive: measured.alive,
         width: cache.hook(&hook)?.width(),
+        per_concept: args.per_concept,
         agreement: measured.agreement,
         shuffled: measured.shuffled,
     };

@@ -37,7 +37,13 @@ struct Scored {
 }
 
 /// Scores every feature of the hook point on its top examples.
-pub(crate) fn measure(hook: &HookCache<'_>, dataset: &Dataset, features: usize, n: usize) -> Result<Measured> {
+pub(crate) fn measure(
+    hook: &HookCache<'_>,
+    dataset: &Dataset,
+    features: usize,
+    per_concept: usize,
+    n: usize,
+) -> Result<Measured> {
     let mut found = Vec::new();
     let mut alive = 0;
     for statistics in hook.statistics() {
@@ -68,6 +74,13 @@ pub(crate) fn measure(hook: &HookCache<'_>, dataset: &Dataset, features: usize, 
         })
         .collect();
     scored.sort_by(|a, b| best(b).total_cmp(&best(a)).then(a.feature.cmp(&b.feature)));
+    let mut shown: BTreeMap<String, usize> = BTreeMap::new();
+    scored.retain(|feature| {
+        let Some((concept, _)) = feature.concepts.first() else { return false };
+        let shown = shown.entry(concept.clone()).or_default();
+        *shown += 1;
+        *shown <= per_concept
+    });
     scored.truncate(features);
 
     let shuffled = scored.iter().zip(scored.iter().cycle().skip(1)).filter_map(|(feature, other)| {

@@ -29,6 +29,7 @@ pub(crate) struct Head {
     pub(crate) samples: usize,
     pub(crate) alive: usize,
     pub(crate) width: usize,
+    pub(crate) per_concept: usize,
     pub(crate) agreement: Option<Summary>,
     pub(crate) shuffled: Option<Summary>,
 }
@@ -47,8 +48,9 @@ pub(crate) fn render(head: &Head, cards: &[Card]) -> Result<String> {
          <title>Features of {hook}</title><style>{STYLE}</style>\
          <header><h1>What the features of <code>{hook}</code> look at</h1>\
          <p>{model}, sparse autoencoder {sae}, {samples} images. \
-         {alive} of {width} features fire on the base tile; below are the {n} whose masks agree best with one \
-         annotated concept. Each picture is lit where the feature is on; hover to see it plain.</p>\
+         {alive} of {width} features fire on the base tile. Below are the {n} whose masks agree best with what is \
+         annotated, at most {per_concept} for each concept. Pictures are lit where the feature is on, with a line around \
+         its half-maximum mask; hover to see them plain.</p>\
          <dl><dt>Mean overlap with the best concept</dt><dd>{agreement}</dd>\
          <dt>The same with concepts shuffled between features</dt><dd>{shuffled}</dd></dl>\
          <p class=note>Overlap is intersection over union of the half-maximum mask and the concept's pixels, \
@@ -61,6 +63,7 @@ pub(crate) fn render(head: &Head, cards: &[Card]) -> Result<String> {
         alive = head.alive,
         width = head.width,
         n = cards.len(),
+        per_concept = head.per_concept,
         agreement = summary(&head.agreement),
         shuffled = summary(&head.shuffled),
     )?;
@@ -136,6 +139,7 @@ mod tests {
             samples: 1,
             alive: 1,
             width: 2,
+            per_concept: 1,
             agreement: Summary::of([0.5, 0.7]),
             shuffled: None,
         };

@@ -1,0 +1,106 @@
+//! Encodes the vectors of a safetensors file with a sparse autoencoder: sae-core from the command line.
+//!
+//! ```text
+//! cargo run -p sae-core --example encode_vectors -- <SAE folder> <in.safetensors> <out.safetensors>
+//! ```
+//!
+//! The input holds `x` f32 `[n, d_in]`. The output holds, for k codes a row,
+//!
+//! * `latents` i64 `[n, k]`, ascending; a row with fewer codes is filled up with -1,
+//! * `activations` f32 `[n, k]`, 0 where the latent is -1,
+//! * `reconstruction` f32 `[n, d_in]`.
+
+#![expect(clippy::print_stderr, reason = "a command line tool says on stderr what went wrong")]
+
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+
+use ndarray::{Array2, ArrayView2};
+use sae_core::{Sae, SparseCodes};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let [folder, input, output] = &arguments[..] else {
+        eprintln!("usage: encode_vectors <SAE folder> <in.safetensors> <out.safetensors>");
+        return ExitCode::from(2);
+    };
+    match run(folder.as_ref(), input.as_ref(), output.as_ref()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprintln!("  because: {error}");
+                cause = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(folder: &Path, input: &Path, output: &Path) -> Result<(), Box<dyn Error>> {
+    let sae = Sae::load(folder)?;
+    let x = read(input, sae.d_in()).map_err(|error| format!("{}: {error}", input.display()))?;
+    let codes = sae.encode(x.view())?;
+    let reconstruction = sae.decode(&codes);
+    write(output, &codes, sae.k(), reconstruction.view())
+        .map_err(|error| format!("{}: {error}", output.display()).into())
+}
+
+fn read(path: &Path, d_in: usize) -> Result<Array2<f32>, Box<dyn Error>> {
+    let bytes = std::fs::read(path)?;
+    let file = SafeTensors::deserialize(&bytes)?;
+    let x = file.tensor("x")?;
+    match (x.dtype(), x.shape()) {
+        (Dtype::F32, &[rows, cols]) if cols == d_in => {
+            // The bytes lie where the header ends, which need not be a place for an f32: copy them.
+            let numbers = bytemuck::pod_collect_to_vec::<u8, f32>(x.data());
+            Ok(Array2::from_shape_vec((rows, cols), numbers)?)
+        }
+        (dtype, shape) => Err(format!("tensor x: expected F32 [n, {d_in}], got {dtype:?} {shape:?}").into()),
+    }
+}
+
+fn write(
+    path: &Path,
+    codes: &SparseCodes,
+    k: usize,
+    reconstruction: ArrayView2<'_, f32>,
+) -> Result<(), Box<dyn Error>> {
+    let mut latents = Array2::from_elem((codes.n_rows(), k), -1_i64);
+    let mut activations = Array2::<f32>::zeros((codes.n_rows(), k));
+    for (row, codes) in codes.rows().enumerate() {
+        for (column, (feature, activation)) in codes.iter().enumerate() {
+            latents[[row, column]] = i64::from(feature.0);
+            activations[[row, column]] = activation;
+        }
+    }
+    let view = |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes);
+    let standard = "an array just made is row-major";
+    let tensors = [
+        (
+            "latents",
+            view(Dtype::I64, latents.shape(), bytemuck::cast_slice(latents.as_slice().expect(standard)))?,
+        ),
+        (
+            "activations",
+            view(
+                Dtype::F32,
+                activations.shape(),
+                bytemuck::cast_slice(activations.as_slice().expect(standard)),
+            )?,
+        ),
+        (
+            "reconstruction",
+            view(
+                Dtype::F32,
+                reconstruction.shape(),
+                bytemuck::cast_slice(reconstruction.as_slice().expect(standard)),
+            )?,
+        ),
+    ];
+    Ok(safetensors::serialize_to_file(tensors, None, path)?)
+}

@@ -1,0 +1,12 @@
+//! The built binaries, one after the other and one against bad input: `cargo build --workspace --bins` comes first.
+
+#![cfg(unix)]
+
+mod bad_data;
+mod bad_model;
+mod bad_sae;
+mod browser;
+mod determinism;
+mod flags;
+mod interruption;
+mod whole_way;
