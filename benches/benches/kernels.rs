@@ -10,17 +10,15 @@ use rand_chacha::ChaCha8Rng;
 use sae_core::{Compute, Kernel, Par, Sae, SaeConfig, SaeTensors};
 
 /// Name, width of the vectors, latents, codes per row.
-const SHAPES: [(&str, usize, usize, usize); 3] = [
-    ("shapes-lmm-s", 128, 2_048, 16),
-    ("gpt2-small", 768, 24_576, 32),
-    ("gemma-2-2b", 2_304, 16_384, 64),
-];
+const SHAPES: [(&str, usize, usize, usize); 3] =
+    [("shapes-lmm-s", 128, 2_048, 16), ("gpt2-small", 768, 24_576, 32), ("gemma-2-2b", 2_304, 16_384, 64)];
 const TOKENS: [usize; 2] = [1, 64];
 
 fn autoencoder(d_in: usize, latents: usize, k: usize) -> Sae {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let scale = 1.0 / (d_in as f32).sqrt();
-    let mut uniform = |n: usize, scale: f32| (0..n).map(|_| rng.random_range(-scale..scale)).collect::<Vec<f32>>();
+    let mut uniform =
+        |n: usize, scale: f32| (0..n).map(|_| rng.random_range(-scale..scale)).collect::<Vec<f32>>();
     let tensors = SaeTensors {
         encoder_weight: uniform(d_in * latents, scale),
         encoder_bias: uniform(latents, 0.01),

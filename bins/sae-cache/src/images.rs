@@ -5,17 +5,17 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use act_cache::{
-    ActivationDtype, BaseTile, CacheDescription, CacheWriter, DatasetSource, HookDescription, SaeSource, SampleCodes,
-    SampleRecord, TokenLayoutDescription, WriterOptions,
+    ActivationDtype, BaseTile, CacheDescription, CacheWriter, DatasetSource, HookDescription, SaeSource,
+    SampleCodes, SampleRecord, TokenLayoutDescription, WriterOptions,
 };
 use anyhow::{Context, Result, bail, ensure};
 use lmm_prep::Inputs;
 use mm_data::hub::{self, RepoKind};
 use mm_data::{BadRecordCounter, BadRecords, DataError, Dataset, Field, OpenOptions};
+use model_kit::{IMAGE_PROMPT, OpenModel, TorchArgs, counted_tokens};
 use sae_core::Sae;
 use sae_torch::TorchSae;
 use sae_types::{Filters, HookPoint, SampleId};
-use model_kit::{IMAGE_PROMPT, OpenModel, TorchArgs, counted_tokens};
 use stage_kit::{
     CommonArgs, Existing, OutputFolder, Progress, RunManifest, UsageError, hash_bytes, hash_file, prefetch,
 };
@@ -82,7 +82,10 @@ pub(crate) fn run(args: &ImagesArgs, torch: TorchArgs, common: &CommonArgs) -> R
     let output = OutputFolder::create(&args.save_dir, Existing::from_overwrite(args.overwrite))?;
     let filters = args.filters.as_deref().map(read_filters).transpose()?;
     let fields = vec![Field::Images];
-    let dataset = hub::open_dataset(&args.dataset, &OpenOptions { split: args.split.clone(), fields, ..OpenOptions::default() })?;
+    let dataset = hub::open_dataset(
+        &args.dataset,
+        &OpenOptions { split: args.split.clone(), fields, ..OpenOptions::default() },
+    )?;
     let model = OpenModel::open(&args.model, torch)?;
     let saes = load_saes(args, &model, filters.as_ref())?;
     run.input("model", &model.folder.display(), hash_file(&model.folder.join("config.json"))?);
@@ -132,7 +135,8 @@ pub(crate) fn run(args: &ImagesArgs, torch: TorchArgs, common: &CommonArgs) -> R
     let manifest = writer.finish()?;
     for entry in std::fs::read_dir(&staging).context("listing the cache")? {
         let entry = entry.context("listing the cache")?;
-        std::fs::rename(entry.path(), output.path().join(entry.file_name())).context("moving the cache into place")?;
+        std::fs::rename(entry.path(), output.path().join(entry.file_name()))
+            .context("moving the cache into place")?;
     }
     std::fs::remove_dir(&staging).context("removing the staging folder")?;
 
@@ -150,7 +154,8 @@ pub(crate) fn run(args: &ImagesArgs, torch: TorchArgs, common: &CommonArgs) -> R
 }
 
 fn read_filters(path: &Path) -> Result<Filters> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read filters {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read filters {}", path.display()))?;
     let filters: Filters =
         serde_json::from_str(&text).with_context(|| format!("{} is no filters file", path.display()))?;
     ensure!(!filters.is_empty(), "{} names no hook point", path.display());
@@ -170,7 +175,11 @@ fn load_saes(
     let mut found = Sae::find(&root)?;
     if let Some(filters) = filters {
         for hook in filters.hooks() {
-            ensure!(found.contains_key(hook), "filters name {hook}, but {} has no SAE for it", root.display());
+            ensure!(
+                found.contains_key(hook),
+                "filters name {hook}, but {} has no SAE for it",
+                root.display()
+            );
         }
         found.retain(|hook, _| filters.features(hook).is_some());
     }
@@ -231,9 +240,11 @@ fn prepare(dataset: &Dataset, processor: &lmm_prep::Processor, index: usize) -> 
     let sample = dataset.get(index)?;
     let unusable = |cause| dataset.unusable(index, cause);
     let image = sample.images.first().ok_or_else(|| unusable(NoImage))?;
-    let pixels = lmm_prep::decode_image_upright(&image.bytes).map_err(|cause| dataset.unusable(index, cause))?;
+    let pixels =
+        lmm_prep::decode_image_upright(&image.bytes).map_err(|cause| dataset.unusable(index, cause))?;
     let (width, height) = pixels.dimensions();
-    let inputs = processor.prepare(IMAGE_PROMPT, &[pixels]).map_err(|cause| dataset.unusable(index, cause))?;
+    let inputs =
+        processor.prepare(IMAGE_PROMPT, &[pixels]).map_err(|cause| dataset.unusable(index, cause))?;
     let high = inputs.layout.images.first().map(|span| [span.high.0 as u32, span.high.1 as u32]);
     let record = SampleRecord {
         sample: SampleId(index as u32),
@@ -284,8 +295,11 @@ fn store(
                 codes.with_context(|| format!("encoding sample {} at {hook}", prepared.record.sample))
             })
             .collect::<Result<Vec<_>>>()?;
-        let codes: Vec<SampleCodes<'_>> =
-            states.iter().zip(&codes).map(|((hook, _), codes)| SampleCodes { hook, tokens: &tokens, codes }).collect();
+        let codes: Vec<SampleCodes<'_>> = states
+            .iter()
+            .zip(&codes)
+            .map(|((hook, _), codes)| SampleCodes { hook, tokens: &tokens, codes })
+            .collect();
         writer.push(&prepared.record, &codes)?;
     }
     Ok(())

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use lmm_prep::{Inputs, Processor};
 use mm_data::{BadRecordCounter, BadRecords, DataError, Dataset, Field, OpenOptions, hub, shuffled_order};
+use model_kit::{OpenModel, TorchArgs, sample_inputs};
 use ndarray::ArrayView2;
 use sae_core::WeightDtype;
 use sae_core::metrics::{Firing, Reconstruction};
 use sae_trainer::{Trainer, TrainerConfig};
 use sae_types::HookPoint;
 use serde_json::{Map, Value, json};
-use model_kit::{OpenModel, TorchArgs, sample_inputs};
 use stage_kit::{CommonArgs, Existing, OutputFolder, Progress, RunManifest, UsageError, hash_file, prefetch};
 use tch::{Device, Kind, Tensor};
 
@@ -130,11 +130,8 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     let metrics_path = output.path().join("metrics.jsonl");
     let create = || format!("cannot write {}", metrics_path.display());
     let mut metrics = BufWriter::new(File::create(&metrics_path).with_context(create)?);
-    let mut bad = Bad::new(if args.max_bad > 0 {
-        BadRecords::Skip { max: args.max_bad }
-    } else {
-        BadRecords::Stop
-    });
+    let mut bad =
+        Bad::new(if args.max_bad > 0 { BadRecords::Skip { max: args.max_bad } } else { BadRecords::Stop });
     let progress = Progress::new("training", "samples", Some(samples as u64));
     let epochs = args.epochs.get();
     let order = (0..epochs).flat_map(move |_| order.clone());
@@ -142,7 +139,8 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
         let read = batch.len() as u64;
         let inputs = bad.admit(batch)?;
         for (hook, rows) in states(args, &model, &inputs, &hooks)? {
-            let training = trainings.iter_mut().find(|training| training.hook == hook).context("a hook of ours")?;
+            let training =
+                trainings.iter_mut().find(|training| training.hook == hook).context("a hook of ours")?;
             if !training.started {
                 training.trainer.init_bias(&rows)?;
                 training.started = true;
@@ -154,7 +152,11 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
                 "l0": report.l0, "dead_share": report.dead_share, "lr": report.lr, "grad_norm": report.grad_norm,
             });
             writeln!(metrics, "{line}").with_context(create)?;
-            progress.note(format_args!("{hook} fvu {:.4} dead {:.1} %", report.fvu, 100.0 * report.dead_share));
+            progress.note(format_args!(
+                "{hook} fvu {:.4} dead {:.1} %",
+                report.fvu,
+                100.0 * report.dead_share
+            ));
         }
         progress.inc(read);
     }
@@ -202,7 +204,8 @@ fn start(args: &StageArgs, model: &OpenModel, seed: u64, steps: u64) -> Result<V
             let mut config = TrainerConfig::new(d_in, num_latents, args.k, steps);
             config.lr = args.lr;
             config.warmup_steps = args.lr_warmup_steps.min(steps / 10);
-            config.grad_acc_steps = u32::try_from(args.grad_acc_steps.get()).context("--grad-acc-steps is too large")?;
+            config.grad_acc_steps =
+                u32::try_from(args.grad_acc_steps.get()).context("--grad-acc-steps is too large")?;
             config.auxk_alpha = args.auxk_alpha;
             config.multi_topk = args.multi_topk;
             config.dead_feature_threshold = args.dead_feature_threshold;
@@ -269,7 +272,8 @@ fn states(
     let inputs: Vec<&Inputs> = inputs.iter().collect();
     let limit = args.ctx_len.map_or(i64::MAX, |limit| limit as i64);
     let joined = model.rows(&inputs, hooks)?.into_iter().map(|(hook, rows)| {
-        let rows: Vec<Tensor> = rows.iter().map(|rows| rows.narrow(0, 0, rows.size()[0].min(limit))).collect();
+        let rows: Vec<Tensor> =
+            rows.iter().map(|rows| rows.narrow(0, 0, rows.size()[0].min(limit))).collect();
         (hook, Tensor::cat(&rows, 0))
     });
     Ok(joined.collect())
@@ -320,5 +324,6 @@ fn evaluate(
 }
 
 fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
-    Vec::try_from(tensor.to_device(Device::Cpu).to_kind(Kind::Float).reshape([-1])).context("reading a tensor back")
+    Vec::try_from(tensor.to_device(Device::Cpu).to_kind(Kind::Float).reshape([-1]))
+        .context("reading a tensor back")
 }

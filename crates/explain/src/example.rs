@@ -28,7 +28,9 @@ pub fn top_examples(feature: &FeatureSlice<'_>, n: usize) -> Result<Vec<Example>
         .map_err(|source| ExplainError::Cache { feature: id, source })?;
     ranked
         .into_iter()
-        .map(|ranked| Ok(Example { sample: ranked.sample, score: ranked.score, heat: heat(feature, ranked.sample)? }))
+        .map(|ranked| {
+            Ok(Example { sample: ranked.sample, score: ranked.score, heat: heat(feature, ranked.sample)? })
+        })
         .collect()
 }
 

@@ -90,7 +90,12 @@ impl HeatMap {
         RgbImage::from_fn(width, height, |x, y| {
             let on = mask.at(x, y);
             let edge = on
-                && (x == 0 || y == 0 || !mask.at(x - 1, y) || !mask.at(x, y - 1) || !mask.at(x + 1, y) || !mask.at(x, y + 1));
+                && (x == 0
+                    || y == 0
+                    || !mask.at(x - 1, y)
+                    || !mask.at(x, y - 1)
+                    || !mask.at(x + 1, y)
+                    || !mask.at(x, y + 1));
             if edge {
                 return LINE;
             }

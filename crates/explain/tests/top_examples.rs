@@ -1,6 +1,8 @@
 //! Examples picked from a real cache on disk.
 
-use act_cache::{BaseTile, Cache, CacheDescription, CacheWriter, HookDescription, SampleCodes, SampleRecord, WriterOptions};
+use act_cache::{
+    BaseTile, Cache, CacheDescription, CacheWriter, HookDescription, SampleCodes, SampleRecord, WriterOptions,
+};
 use explain::{Cut, top_examples};
 use sae_types::{FeatureId, HookPoint, SampleId, SparseCodes};
 

@@ -13,7 +13,7 @@ pub enum ModelError {
         device: torch_nn::DeviceChoice,
         /// What is wrong with it.
         #[source]
-        source: torch_nn::NnError,
+        source: Box<torch_nn::NnError>,
     },
     /// The model is neither a local folder nor a Hub repository that can be had.
     #[error("cannot find the model {model}")]
@@ -22,7 +22,7 @@ pub enum ModelError {
         model: String,
         /// What was tried.
         #[source]
-        source: mm_data::DataError,
+        source: Box<mm_data::DataError>,
     },
     /// The folder's processor files are unsound.
     #[error("cannot read the processor of {}", folder.display())]
@@ -31,7 +31,7 @@ pub enum ModelError {
         folder: PathBuf,
         /// The file and what is wrong with it.
         #[source]
-        source: lmm_prep::PrepError,
+        source: Box<lmm_prep::PrepError>,
     },
     /// The folder's configuration or weights are unsound.
     #[error("cannot load the model {}", folder.display())]
@@ -40,7 +40,7 @@ pub enum ModelError {
         folder: PathBuf,
         /// The file or tensor and what is wrong with it.
         #[source]
-        source: lmm_hooks::HookError,
+        source: Box<lmm_hooks::HookError>,
     },
     /// A forward pass failed.
     #[error("cannot run the model {}", folder.display())]
@@ -49,6 +49,6 @@ pub enum ModelError {
         folder: PathBuf,
         /// The hook point or input and what is wrong with it.
         #[source]
-        source: lmm_hooks::HookError,
+        source: Box<lmm_hooks::HookError>,
     },
 }

@@ -37,15 +37,17 @@ impl OpenModel {
     /// When the device is not there, or the folder is no model this project knows.
     pub fn open(model: &str, flags: TorchArgs) -> Result<Self, ModelError> {
         torch_nn::keep_freed_memory();
-        let device =
-            flags.device.open().map_err(|source| ModelError::Device { device: flags.device, source })?;
+        let device = flags
+            .device
+            .open()
+            .map_err(|source| ModelError::Device { device: flags.device, source: Box::new(source) })?;
         let options = LoadOptions { device, kind: flags.dtype.kind() };
         let folder = hub::resolve(model, RepoKind::Model, &MODEL_FILES)
-            .map_err(|source| ModelError::Find { model: model.to_owned(), source })?;
+            .map_err(|source| ModelError::Find { model: model.to_owned(), source: Box::new(source) })?;
         let processor = Processor::load(&folder)
-            .map_err(|source| ModelError::Processor { folder: folder.clone(), source })?;
+            .map_err(|source| ModelError::Processor { folder: folder.clone(), source: Box::new(source) })?;
         let network = LlavaNext::load(&folder, &options)
-            .map_err(|source| ModelError::Network { folder: folder.clone(), source })?;
+            .map_err(|source| ModelError::Network { folder: folder.clone(), source: Box::new(source) })?;
         tracing::info!(model = %folder.display(), device = %flags.device, dtype = %flags.dtype, "model loaded");
         Ok(Self { folder, processor: Arc::new(processor), network })
     }
@@ -60,7 +62,7 @@ impl OpenModel {
         prompts: &[&Inputs],
         points: &[HookPoint],
     ) -> Result<Vec<(HookPoint, Vec<Tensor>)>, ModelError> {
-        let failed = |source| ModelError::Run { folder: self.folder.clone(), source };
+        let failed = |source| ModelError::Run { folder: self.folder.clone(), source: Box::new(source) };
         let (device, kind) = (self.network.device(), self.network.kind());
         let pad = self.processor.tokenizer().special_id("pad_token").unwrap_or(0);
         let batch = Batch::new(prompts, pad, device, kind, PaddingSide::Right).map_err(failed)?;

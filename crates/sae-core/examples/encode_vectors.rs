@@ -16,6 +16,7 @@ use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
+use bytemuck::Pod;
 use ndarray::{Array2, ArrayView2};
 use sae_core::{Sae, SparseCodes};
 use safetensors::tensor::TensorView;
@@ -56,8 +57,8 @@ fn read(path: &Path, d_in: usize) -> Result<Array2<f32>, Box<dyn Error>> {
     let x = file.tensor("x")?;
     match (x.dtype(), x.shape()) {
         (Dtype::F32, &[rows, cols]) if cols == d_in => {
-            // The bytes lie where the header ends, which need not be a place for an f32: copy them.
-            let numbers = bytemuck::pod_collect_to_vec::<u8, f32>(x.data());
+            let (numbers, _) = x.data().as_chunks();
+            let numbers = numbers.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
             Ok(Array2::from_shape_vec((rows, cols), numbers)?)
         }
         (dtype, shape) => Err(format!("tensor x: expected F32 [n, {d_in}], got {dtype:?} {shape:?}").into()),
@@ -78,29 +79,15 @@ fn write(
             activations[[row, column]] = activation;
         }
     }
-    let view = |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes);
-    let standard = "an array just made is row-major";
     let tensors = [
-        (
-            "latents",
-            view(Dtype::I64, latents.shape(), bytemuck::cast_slice(latents.as_slice().expect(standard)))?,
-        ),
-        (
-            "activations",
-            view(
-                Dtype::F32,
-                activations.shape(),
-                bytemuck::cast_slice(activations.as_slice().expect(standard)),
-            )?,
-        ),
-        (
-            "reconstruction",
-            view(
-                Dtype::F32,
-                reconstruction.shape(),
-                bytemuck::cast_slice(reconstruction.as_slice().expect(standard)),
-            )?,
-        ),
+        ("latents", view(Dtype::I64, latents.view())?),
+        ("activations", view(Dtype::F32, activations.view())?),
+        ("reconstruction", view(Dtype::F32, reconstruction)?),
     ];
     Ok(safetensors::serialize_to_file(tensors, None, path)?)
+}
+
+fn view<T: Pod>(dtype: Dtype, matrix: ArrayView2<'_, T>) -> Result<TensorView<'_>, Box<dyn Error>> {
+    let numbers = matrix.to_slice().ok_or("a matrix to write is not row-major")?;
+    Ok(TensorView::new(dtype, matrix.shape().to_vec(), bytemuck::cast_slice(numbers))?)
 }

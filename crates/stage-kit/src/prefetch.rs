@@ -66,19 +66,15 @@ impl<T> Iterator for Prefetched<T> {
                 self.next += 1;
                 return Some(item);
             }
-            match self.receiver.recv() {
-                Ok((index, item)) => {
-                    self.waiting.insert(index, item);
-                }
-                Err(_) => {
-                    for worker in self.workers.drain(..) {
-                        if let Err(panic) = worker.join() {
-                            std::panic::resume_unwind(panic);
-                        }
+            let Ok((index, item)) = self.receiver.recv() else {
+                for worker in self.workers.drain(..) {
+                    if let Err(panic) = worker.join() {
+                        std::panic::resume_unwind(panic);
                     }
-                    return None;
                 }
-            }
+                return None;
+            };
+            self.waiting.insert(index, item);
         }
     }
 }
@@ -120,6 +116,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "item 5")]
     fn a_panic_reaches_the_caller() {
-        for _ in prefetch(0..10, AHEAD, |i| assert!(i != 5, "item {i}")) {}
+        for () in prefetch(0..10, AHEAD, |i| assert!(i != 5, "item {i}")) {}
     }
 }

@@ -68,7 +68,8 @@ fn run(args: &Args) -> Result<()> {
         args.dataset,
         source.name
     );
-    let measured = measure::measure(&cache.hook(&hook)?, &dataset, args.features, args.per_concept, args.examples)?;
+    let measured =
+        measure::measure(&cache.hook(&hook)?, &dataset, args.features, args.per_concept, args.examples)?;
     let head = page::Head {
         model: cache.manifest().model.clone(),
         sae: cache.manifest().hooks[&hook].sae.path.clone(),

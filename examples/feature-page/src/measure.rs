@@ -58,14 +58,16 @@ pub(crate) fn measure(
     let truth: BTreeMap<SampleId, Annotated> = wanted
         .into_par_iter()
         .map(|sample| {
-            let annotated = dataset.get(sample.index()).map_err(anyhow::Error::from).and_then(|s| Annotated::of(&s));
+            let annotated =
+                dataset.get(sample.index()).map_err(anyhow::Error::from).and_then(|s| Annotated::of(&s));
             Ok((sample, annotated.with_context(|| format!("sample {sample}"))?))
         })
         .collect::<Result<_>>()?;
     let mut scored: Vec<Scored> = found
         .into_par_iter()
         .map(|(statistics, examples)| {
-            let names: BTreeSet<&String> = examples.iter().flat_map(|e| truth[&e.sample].concepts.keys()).collect();
+            let names: BTreeSet<&String> =
+                examples.iter().flat_map(|e| truth[&e.sample].concepts.keys()).collect();
             let mut concepts: Vec<(String, f64)> =
                 names.iter().map(|name| ((*name).clone(), overlap(&examples, &truth, name))).collect();
             concepts.sort_by(|a, b| b.1.total_cmp(&a.1));
@@ -83,9 +85,10 @@ pub(crate) fn measure(
     });
     scored.truncate(features);
 
-    let shuffled = scored.iter().zip(scored.iter().cycle().skip(1)).filter_map(|(feature, other)| {
-        Some(overlap(&feature.examples, &truth, &other.concepts.first()?.0))
-    });
+    let shuffled = scored
+        .iter()
+        .zip(scored.iter().cycle().skip(1))
+        .filter_map(|(feature, other)| Some(overlap(&feature.examples, &truth, &other.concepts.first()?.0)));
     Ok(Measured {
         alive,
         agreement: Summary::of(scored.iter().map(best)),
@@ -106,7 +109,8 @@ fn overlap(examples: &[Example], truth: &BTreeMap<SampleId, Annotated>, concept:
         let pixels = annotated.concepts.get(concept)?;
         Agreement::of(example.heat.mask(width, height, Cut::HalfMaximum).pixels(), pixels).iou()
     };
-    Summary::of(examples.iter().map(|example| score(example).unwrap_or(0.0))).map_or(0.0, |summary| summary.mean)
+    Summary::of(examples.iter().map(|example| score(example).unwrap_or(0.0)))
+        .map_or(0.0, |summary| summary.mean)
 }
 
 fn card(feature: &Scored, truth: &BTreeMap<SampleId, Annotated>) -> Card {

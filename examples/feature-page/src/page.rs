@@ -117,13 +117,20 @@ ul{list-style:none;margin:.6rem 0 0;padding:0}li{display:grid;grid-template-colu
 meter{width:100%}b{font-variant-numeric:tabular-nums;text-align:right}";
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
 }
 
 fn data_url(image: &RgbImage) -> Result<String> {
     let mut jpeg = Cursor::new(Vec::new());
     DynamicImage::from(image.clone()).write_to(&mut jpeg, ImageFormat::Jpeg).context("encoding a picture")?;
-    Ok(format!("data:image/jpeg;base64,{}", base64::engine::general_purpose::STANDARD.encode(jpeg.into_inner())))
+    Ok(format!(
+        "data:image/jpeg;base64,{}",
+        base64::engine::general_purpose::STANDARD.encode(jpeg.into_inner())
+    ))
 }
 
 #[cfg(test)]

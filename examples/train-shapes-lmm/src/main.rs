@@ -27,6 +27,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    torch_nn::keep_freed_memory();
     match Args::parse().command {
         Command::Train(args) => train::train(&args),
         Command::Evaluate(args) => evaluate::evaluate(&args),

@@ -73,6 +73,8 @@ pub(crate) fn write(folder: &Path, size: Size) -> Result<()> {
                 "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
                 "image_token": "<image>", "extra_special_tokens": {"image_token": "<image>"},
                 "padding_side": "left", "clean_up_tokenization_spaces": false, "model_max_length": 1024,
+                // The class's default also names token_type_ids, which no model here takes.
+                "model_input_names": ["input_ids", "attention_mask"],
             }),
         ),
         (
@@ -146,7 +148,7 @@ fn preprocessor() -> Value {
         "do_convert_rgb": true, "do_resize": true, "size": {"shortest_edge": TILE}, "resample": 3,
         "do_center_crop": true, "crop_size": {"height": TILE, "width": TILE},
         "do_rescale": true, "rescale_factor": 1.0 / 255.0, "do_normalize": true, "do_pad": true,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_mean": [0.481_454_66, 0.457_827_5, 0.408_210_73], "image_std": [0.268_629_54, 0.261_302_58, 0.275_777_11],
         "image_grid_pinpoints": PINPOINTS,
     })
 }

@@ -38,10 +38,10 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value = "assets/shapes-lmm-s")]
     pub(crate) out: std::path::PathBuf,
     /// Steps of the tower's warm-up
-    #[arg(long, default_value_t = 800)]
+    #[arg(long, default_value_t = 700)]
     pub(crate) warm_steps: usize,
     /// Steps of question answering
-    #[arg(long, default_value_t = 5000)]
+    #[arg(long, default_value_t = 4500)]
     pub(crate) steps: usize,
     /// Scenes in a step of question answering
     #[arg(long, default_value_t = 24)]
@@ -116,7 +116,7 @@ pub(crate) fn train(args: &TrainArgs) -> Result<()> {
 }
 
 /// How far a forward pass goes.
-#[derive(PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Until {
     Embeddings,
     End,

@@ -139,16 +139,14 @@ impl Scratch {
     }
 
     /// Everything below the folder, hidden files too, in order, each with its size. Links are not followed.
-    ///
-    /// # Panics
-    /// When the folder cannot be listed.
     pub fn listing(&self) -> Vec<(PathBuf, u64)> {
         let mut found = Vec::new();
         let mut folders = vec![self.0.path().to_owned()];
         while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).expect("a folder to list") {
-                let path = entry.expect("an entry").path();
-                let facts = fs::symlink_metadata(&path).expect("an entry that stays");
+            // What a running binary removes meanwhile is not there.
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let Ok(facts) = fs::symlink_metadata(&path) else { continue };
                 found.push((path.clone(), if facts.is_file() { facts.len() } else { 0 }));
                 if facts.is_dir() {
                     folders.push(path);

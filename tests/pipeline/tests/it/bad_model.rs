@@ -62,10 +62,10 @@ fn config_without_a_needed_key() {
 }
 
 #[test]
-fn config_that_is_not_json() {
+fn config_that_is_no_object() {
     let scratch = Scratch::new();
     scratch.images("images", 1);
-    scratch.model_with_config(|config| *config = json!("{"));
+    scratch.model_with_config(|config| *config = json!("llava_next"));
     scratch.refuses("sae-train", TRAIN, 1, &["broken/config.json"]);
 }
 

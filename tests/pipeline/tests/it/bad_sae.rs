@@ -52,7 +52,7 @@ fn no_autoencoder_there() {
 fn for_a_hook_point_the_model_does_not_have() {
     let scratch = scratch(128);
     scratch.sae("sae", &HookPoint::layer(9), 128, 64, 4);
-    scratch.refuses("sae-cache", CACHE, 1, &["model.layers.9", "nearest", "model.layers.3"]);
+    scratch.refuses("sae-cache", CACHE, 1, &["model.layers.9", "nearest", "model.layers.0"]);
 }
 
 #[test]

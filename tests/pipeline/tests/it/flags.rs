@@ -48,7 +48,7 @@ fn unknown_hook_points_are_answered_with_the_nearest() {
     let scratch = scratch();
     let near = ["model.layer.2", "nearest", "model.layers.2"];
     scratch.refuses("sae-train", &format!("{TRAIN} --hookpoints model.layer.2"), 1, &near);
-    let beyond = ["model.layers.9", "nearest", "model.layers.3"];
+    let beyond = ["model.layers.9", "nearest", "model.layers.0"];
     scratch.refuses("sae-train", &format!("{TRAIN} --hookpoints model.layers.9"), 1, &beyond);
     scratch.refuses("sae-train", &format!("{TRAIN} --layers 9"), 1, &beyond);
     scratch.refuses("sae-train", &format!("{TRAIN} --hookpoints ../out"), 2, &["--hookpoints", "../out"]);

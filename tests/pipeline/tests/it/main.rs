@@ -1,6 +1,7 @@
 //! The built binaries, one after the other and one against bad input: `cargo build --workspace --bins` comes first.
 
 #![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod bad_data;
 mod bad_model;
