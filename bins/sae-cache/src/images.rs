@@ -35,7 +35,7 @@ pub(crate) struct ImagesArgs {
     /// Split of the data set
     #[arg(long)]
     split: Option<String>,
-    /// Sparse autoencoders: a folder of <hookpoint>/{cfg.json,sae.safetensors} or a Hub id
+    /// Sparse autoencoders: a folder of HOOKPOINT/{cfg.json,sae.safetensors} or a Hub id
     #[arg(long)]
     sae: String,
     /// JSON file of the only features to store, {"model.layers.24": [0, 1, 2]}; default: all of every hook point

@@ -83,7 +83,7 @@ pub(crate) struct StageArgs {
     /// Leave out up to this many unreadable samples instead of stopping at the first
     #[arg(long, default_value_t = 0)]
     max_bad: u64,
-    /// Folder to write: <hookpoint>/{cfg.json,sae.safetensors}, metrics.jsonl, run.json
+    /// Folder to write: HOOKPOINT/{cfg.json,sae.safetensors}, metrics.jsonl, run.json
     #[arg(long)]
     save_dir: PathBuf,
     /// Replace the folder if it is there

@@ -11,13 +11,14 @@
 //! * `reconstruction` f32 `[n, d_in]`.
 
 #![expect(clippy::print_stderr, reason = "a command line tool says on stderr what went wrong")]
+#![expect(clippy::needless_pass_by_value, reason = "array views are passed by value, as ndarray does")]
 
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
 use bytemuck::Pod;
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 use sae_core::{Sae, SparseCodes};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -47,7 +48,7 @@ fn run(folder: &Path, input: &Path, output: &Path) -> Result<(), Box<dyn Error>>
     let x = read(input, sae.d_in()).map_err(|error| format!("{}: {error}", input.display()))?;
     let codes = sae.encode(x.view())?;
     let reconstruction = sae.decode(&codes);
-    write(output, &codes, sae.k(), reconstruction.view())
+    write(output, &codes, sae.k(), &reconstruction)
         .map_err(|error| format!("{}: {error}", output.display()).into())
 }
 
@@ -69,7 +70,7 @@ fn write(
     path: &Path,
     codes: &SparseCodes,
     k: usize,
-    reconstruction: ArrayView2<'_, f32>,
+    reconstruction: &Array2<f32>,
 ) -> Result<(), Box<dyn Error>> {
     let mut latents = Array2::from_elem((codes.n_rows(), k), -1_i64);
     let mut activations = Array2::<f32>::zeros((codes.n_rows(), k));
@@ -80,14 +81,14 @@ fn write(
         }
     }
     let tensors = [
-        ("latents", view(Dtype::I64, latents.view())?),
-        ("activations", view(Dtype::F32, activations.view())?),
+        ("latents", view(Dtype::I64, &latents)?),
+        ("activations", view(Dtype::F32, &activations)?),
         ("reconstruction", view(Dtype::F32, reconstruction)?),
     ];
     Ok(safetensors::serialize_to_file(tensors, None, path)?)
 }
 
-fn view<T: Pod>(dtype: Dtype, matrix: ArrayView2<'_, T>) -> Result<TensorView<'_>, Box<dyn Error>> {
-    let numbers = matrix.to_slice().ok_or("a matrix to write is not row-major")?;
+fn view<T: Pod>(dtype: Dtype, matrix: &Array2<T>) -> Result<TensorView<'_>, Box<dyn Error>> {
+    let numbers = matrix.as_slice().ok_or("a matrix to write is not row-major")?;
     Ok(TensorView::new(dtype, matrix.shape().to_vec(), bytemuck::cast_slice(numbers))?)
 }

@@ -161,8 +161,10 @@ fn check_filtered(scratch: &Scratch, whole: &Cache, hooks: &[HookPoint]) {
 
 fn check_page(html: &str) {
     assert!(html.starts_with("<!doctype html>") && html.trim_end().ends_with("</html>"));
-    assert_eq!(html.matches("<article").count(), 5);
-    assert_eq!(html.matches("<img").count(), 5 * 4 * 2, "each picture plain and lit");
+    // Fewer than asked for where many features agree with one concept.
+    let cards = html.matches("<article").count();
+    assert!((1..=5).contains(&cards), "{cards} cards");
+    assert_eq!(html.matches("<img").count(), cards * 4 * 2, "each picture plain and lit");
     assert!(!html.contains("http"), "the page has to fetch nothing");
     for (at, _) in html.match_indices("src=") {
         assert!(html[at..].starts_with("src='data:image/"), "{}", &html[at..at + 40]);
