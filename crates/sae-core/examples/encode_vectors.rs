@@ -11,7 +11,6 @@
 //! * `reconstruction` f32 `[n, d_in]`.
 
 #![expect(clippy::print_stderr, reason = "a command line tool says on stderr what went wrong")]
-#![expect(clippy::needless_pass_by_value, reason = "array views are passed by value, as ndarray does")]
 
 use std::error::Error;
 use std::path::Path;
