@@ -15,7 +15,9 @@ fn examples_are_ranked_by_base_mean_and_lie_where_the_feature_is_on() {
     description.hooks.insert(hook.clone(), HookDescription { width: 4, k: 2, ..HookDescription::default() });
     // BOS, then a base tile of 2 x 2, then one more token.
     description.token_layout.base = Some(BaseTile { start: 1, rows: 2, cols: 2 });
-    let mut writer = CacheWriter::create(&dir, description, WriterOptions::default()).unwrap();
+    let mut writer =
+        CacheWriter::create(&dir, description, WriterOptions { n_splits: 1, ..WriterOptions::default() })
+            .unwrap();
     // Per sample: image hash and the activations of feature 3 at tokens 1 to 5.
     let samples = [
         ("a", [0.0, 2.0, 0.0, 0.0, 0.0]),
