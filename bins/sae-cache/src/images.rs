@@ -55,7 +55,7 @@ pub(crate) struct ImagesArgs {
     batch_size: NonZeroUsize,
     /// Stop after this many images
     #[arg(long)]
-    max_examples: Option<usize>,
+    max_examples: Option<NonZeroUsize>,
     /// Leave out up to this many unreadable images instead of stopping at the first
     #[arg(long, default_value_t = 0)]
     max_bad: u64,
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &ImagesArgs, torch: TorchArgs, common: &CommonArgs) -> R
         run.input(&format!("sae {hook}"), &source.path, source.sha256.clone());
     }
 
-    let count = args.max_examples.unwrap_or(usize::MAX).min(dataset.len());
+    let count = args.max_examples.map_or(usize::MAX, NonZeroUsize::get).min(dataset.len());
     let options = WriterOptions {
         n_splits: args.n_splits.get(),
         dtype: args.activation_dtype,

@@ -76,7 +76,7 @@ pub(crate) struct StageArgs {
     ctx_len: Option<usize>,
     /// Train on at most this many samples
     #[arg(long)]
-    max_examples: Option<usize>,
+    max_examples: Option<NonZeroUsize>,
     /// Samples held out of training and measured at the end
     #[arg(long, default_value_t = 64)]
     eval_examples: usize,
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
 
     let mut order = shuffled_order(dataset.len(), common.seed);
     let held_out = order.split_off(order.len().saturating_sub(args.eval_examples));
-    order.truncate(args.max_examples.unwrap_or(usize::MAX));
+    order.truncate(args.max_examples.map_or(usize::MAX, NonZeroUsize::get));
     ensure!(
         !order.is_empty(),
         "{} has {} samples, all of them held out: lower --eval-examples",
