@@ -148,6 +148,15 @@ impl LlavaNext {
         })
     }
 
+    /// Whether a hook point lies before the language model, in the tower or the projector: the rows of its tensor are
+    /// then tiles, not prompts.
+    ///
+    /// # Errors
+    /// [`HookError::UnknownPoint`] with the nearest names.
+    pub fn is_vision(&self, point: &HookPoint) -> Result<bool, HookError> {
+        Ok(self.site(point)?.is_vision())
+    }
+
     fn site(&self, point: &HookPoint) -> Result<Site, HookError> {
         self.points
             .site(point)

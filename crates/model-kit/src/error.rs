@@ -51,4 +51,12 @@ pub enum ModelError {
         #[source]
         source: Box<lmm_hooks::HookError>,
     },
+    /// Hidden states of tokens were asked of the vision side, which knows tiles only.
+    #[error(
+        "{point} is on the vision side, where there are tiles and no tokens: choose a point such as model.layers.0"
+    )]
+    VisionPoint {
+        /// The hook point.
+        point: sae_types::HookPoint,
+    },
 }

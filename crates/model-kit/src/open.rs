@@ -56,13 +56,18 @@ impl OpenModel {
     /// padding, and only the tokens of [`counted_tokens`]. One map entry per point, one tensor per prompt.
     ///
     /// # Errors
-    /// When a hook point is unknown or the inputs do not fit the model.
+    /// When a hook point is unknown or on the vision side, or the inputs do not fit the model.
     pub fn rows(
         &self,
         prompts: &[&Inputs],
         points: &[HookPoint],
     ) -> Result<Vec<(HookPoint, Vec<Tensor>)>, ModelError> {
         let failed = |source| ModelError::Run { folder: self.folder.clone(), source: Box::new(source) };
+        for point in points {
+            if self.network.is_vision(point).map_err(failed)? {
+                return Err(ModelError::VisionPoint { point: point.clone() });
+            }
+        }
         let (device, kind) = (self.network.device(), self.network.kind());
         let pad = self.processor.tokenizer().special_id("pad_token").unwrap_or(0);
         let batch = Batch::new(prompts, pad, device, kind, PaddingSide::Right).map_err(failed)?;

@@ -103,3 +103,14 @@ fn caches_the_page_cannot_be_drawn_from() {
     fs::write(&split, [&u64::MAX.to_le_bytes(), &bytes[8..]].concat()).unwrap();
     scratch.refuses("feature-page", page, 1, &["out/model.layers.2/0_63.safetensors"]);
 }
+
+#[test]
+fn for_the_vision_side_whose_rows_are_no_tokens() {
+    let scratch = scratch(128);
+    let projector: HookPoint = "multi_modal_projector".parse().unwrap();
+    scratch.sae("projected", &projector, 128, 64, 4);
+    let arguments = "images model images --sae projected --save-dir out";
+    scratch.refuses("sae-cache", arguments, 1, &["multi_modal_projector", "vision side", "model.layers.0"]);
+    let arguments = "model images --hookpoints multi_modal_projector --eval-examples 1 --save-dir out";
+    scratch.refuses("sae-train", arguments, 1, &["multi_modal_projector", "vision side"]);
+}
