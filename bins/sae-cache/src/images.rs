@@ -103,11 +103,7 @@ pub(crate) fn run(args: &ImagesArgs, torch: TorchArgs, common: &CommonArgs) -> R
     let staging = output.path().join(STAGING);
     let mut writer = None;
     let progress = Progress::new("caching", "images", Some(count as u64));
-    let mut bad = BadRecordCounter::new(if args.max_bad > 0 {
-        BadRecords::Skip { max: args.max_bad }
-    } else {
-        BadRecords::Stop
-    });
+    let mut bad = BadRecordCounter::new(BadRecords::up_to(args.max_bad));
     let description = describe(args, &dataset, filters, &saes);
     let mut batch = Vec::with_capacity(args.batch_size.get());
     let ahead = NonZeroUsize::new(BATCHES_AHEAD * args.batch_size.get()).unwrap_or(NonZeroUsize::MIN);

@@ -73,7 +73,7 @@ pub(crate) struct StageArgs {
     dead_feature_threshold: u64,
     /// Train on at most this many tokens of a sample; default: all
     #[arg(long)]
-    ctx_len: Option<usize>,
+    ctx_len: Option<NonZeroUsize>,
     /// Train on at most this many samples
     #[arg(long)]
     max_examples: Option<NonZeroUsize>,
@@ -130,8 +130,7 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     let metrics_path = output.path().join("metrics.jsonl");
     let create = || format!("cannot write {}", metrics_path.display());
     let mut metrics = BufWriter::new(File::create(&metrics_path).with_context(create)?);
-    let mut bad =
-        Bad::new(if args.max_bad > 0 { BadRecords::Skip { max: args.max_bad } } else { BadRecords::Stop });
+    let mut bad = Bad::new(BadRecords::up_to(args.max_bad));
     let progress = Progress::new("training", "samples", Some(samples as u64));
     let epochs = args.epochs.get();
     let order = (0..epochs).flat_map(move |_| order.clone());
@@ -270,7 +269,7 @@ fn states(
         return Ok(Vec::new());
     }
     let inputs: Vec<&Inputs> = inputs.iter().collect();
-    let limit = args.ctx_len.map_or(i64::MAX, |limit| limit as i64);
+    let limit = args.ctx_len.map_or(i64::MAX, |limit| limit.get() as i64);
     let joined = model.rows(&inputs, hooks)?.into_iter().map(|(hook, rows)| {
         let rows: Vec<Tensor> =
             rows.iter().map(|rows| rows.narrow(0, 0, rows.size()[0].min(limit))).collect();
@@ -292,7 +291,7 @@ fn evaluate(
         .iter()
         .map(|training| (Reconstruction::new(), Firing::new(training.trainer.sae().num_latents())))
         .collect();
-    let mut bad = Bad::new(BadRecords::Skip { max: args.max_bad });
+    let mut bad = Bad::new(BadRecords::up_to(args.max_bad));
     let progress = Progress::new("evaluating", "samples", Some(held_out.len() as u64));
     for batch in batches(args, dataset, &model.processor, held_out.into_iter()) {
         let read = batch.len() as u64;

@@ -14,6 +14,13 @@ pub enum BadRecords {
     },
 }
 
+impl BadRecords {
+    /// What a flag such as `--max-bad` asks for: stop at the first, or leave out up to `max`.
+    pub fn up_to(max: u64) -> Self {
+        if max == 0 { Self::Stop } else { Self::Skip { max } }
+    }
+}
+
 /// Counts the bad records of a run and applies the policy to each.
 #[derive(Clone, Debug)]
 pub struct BadRecordCounter {

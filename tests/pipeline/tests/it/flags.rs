@@ -113,3 +113,8 @@ fn an_output_folder_that_is_there() {
     scratch.run("sae-data", "shapes --count 1 --save-dir out --overwrite");
     assert!(!scratch.path("out/kept").exists() && scratch.path("out/run.json").exists());
 }
+
+#[test]
+fn a_context_of_no_tokens() {
+    scratch().refuses("sae-train", &format!("{TRAIN} --layers 2 --ctx-len 0"), 2, &["--ctx-len", "0"]);
+}
