@@ -36,5 +36,10 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     let path = env::join_paths(std::iter::once(libraries).chain(env::split_paths(&outer)))?;
     let mut examples = project.cargo(&["test", "--workspace", "--doc"]);
     steps.command("doc tests", examples.env("LD_LIBRARY_PATH", path))?;
+    // sae-core as others have it: packaged without the workspace, and used from a project of its own.
+    steps.command("package sae-core", &mut project.cargo(&["package", "-p", "sae-core", "--allow-dirty"]))?;
+    let manifest = project.root().join("examples/other-project/Cargo.toml");
+    let mut other = project.cargo(&["test", "--locked", "--manifest-path"]);
+    steps.command("another project", other.arg(manifest))?;
     demo::run(project, steps)
 }

@@ -12,6 +12,10 @@
 //! bf16. Weights are memory-mapped and converted a tile at a time, so that an autoencoder of a billion parameters opens
 //! at once and takes no memory beyond the file's own pages.
 //!
+//! [`Sae::encode`] and [`Sae::decode`] are the short way. The [`kernels`] below them take buffers, threads, instruction set
+//! and precision from the caller, select by TopK, BatchTopK or thresholds (JumpReLU), decode nested dictionaries, and give sparse
+//! gradients. They run on AVX-512 (with bf16 products where the CPU has them), AVX2, NEON, or whatever there is.
+//!
 //! ```
 //! use ndarray::array;
 //! use sae_core::{FeatureId, Sae, SaeConfig, SaeTensors, WeightDtype, metrics::Reconstruction};
@@ -52,7 +56,7 @@
 //! * Sums are f32 or wider whatever the storage; the [`kernels`] module says in which order, and holds an f64 reference.
 //! * Results do not depend on the number of threads.
 //! * The matrix `[tokens, latents]` never exists, and weights are never converted whole (except by [`Weights::to_f32`] and the
-//!   reference kernel).
+//!   reference kernel). Once buffers have grown to a shape, the kernels allocate nothing.
 //! * A NaN or an infinity, in the input or out of the weights, is an error that names where, never a silently missing code.
 //! * A damaged or hostile file is an error that names file, tensor, expected and got.
 //!
@@ -76,7 +80,7 @@ mod weights;
 
 pub use config::{Activation, SaeConfig};
 pub use error::SaeError;
-pub use kernels::{Compute, Kernel, Par};
+pub use kernels::{Compute, Kernel, Par, Precision};
 pub use sae::{Sae, SaeTensors};
 pub use sae_types::{CodeRow, FeatureId, HookPoint, SparseCodes};
 pub use weights::{WeightDtype, Weights};

@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2};
 use sae_types::{HookPoint, SparseCodes};
 
 use crate::file::{self, Mapped};
-use crate::kernels::{self, Compute, Decoder, Encoder, TopKRows, portable::Scratch};
+use crate::kernels::{self, Compute, Decoder, Encoder, Scratch, Selection};
 use crate::{SaeConfig, SaeError, WeightDtype, Weights};
 
 /// A TopK sparse autoencoder. Its large matrices stay as they are stored, in a memory-mapped file or in memory.
@@ -160,7 +160,7 @@ impl Sae {
             weight: self.encoder_weight(),
             bias: &self.encoder_bias,
             decoder_bias: &self.decoder_bias,
-            k: self.config.k,
+            selection: Selection::TopK(self.config.k),
         }
     }
 
@@ -182,7 +182,7 @@ impl Sae {
         self.encode_with(x, Compute::default())
     }
 
-    /// As [`Sae::encode`], with kernel and threads chosen. Callers in a loop keep buffers with [`kernels::encode`].
+    /// As [`Sae::encode`], with kernel, threads and precision chosen. Callers in a loop keep buffers with [`kernels::encode`].
     ///
     /// # Errors
     /// As [`Sae::encode`].
@@ -191,10 +191,8 @@ impl Sae {
     /// As [`Sae::encode`].
     #[track_caller]
     pub fn encode_with(&self, x: ArrayView2<'_, f32>, compute: Compute) -> Result<SparseCodes, SaeError> {
-        let mut rows = TopKRows::new();
-        kernels::encode(compute, &self.encoder(), x, &mut Scratch::new(), &mut rows)?;
         let mut codes = SparseCodes::with_capacity(self.num_latents(), x.nrows(), x.nrows() * self.k());
-        rows.append_to(&mut codes);
+        kernels::encode(compute, &self.encoder(), x, &mut Scratch::new(), &mut codes)?;
         Ok(codes)
     }
 
@@ -215,7 +213,7 @@ impl Sae {
     #[track_caller]
     pub fn decode_with(&self, codes: &SparseCodes, compute: Compute) -> Array2<f32> {
         let mut out = Array2::zeros((codes.n_rows(), self.d_in()));
-        kernels::decode(compute, &self.decoder(), codes, out.view_mut());
+        kernels::decode(compute, &self.decoder(), codes, &mut Scratch::new(), out.view_mut());
         out
     }
 }

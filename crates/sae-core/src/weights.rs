@@ -121,6 +121,18 @@ impl<'a> Weights<'a> {
         &scratch[..len]
     }
 
+    /// Bytes of one row.
+    #[inline]
+    pub(crate) fn row_size(&self) -> usize {
+        self.cols * self.dtype.size()
+    }
+
+    /// Row `row` as stored.
+    #[inline]
+    pub(crate) fn row(&self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.row_size()..][..self.row_size()]
+    }
+
     fn row_bytes(&self, rows: Range<usize>) -> &'a [u8] {
         let width = self.cols * self.dtype.size();
         &self.bytes[rows.start * width..rows.end * width]

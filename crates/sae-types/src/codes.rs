@@ -62,6 +62,14 @@ impl SparseCodes {
         Self { num_latents, offsets, latents: Vec::with_capacity(codes), values: Vec::with_capacity(codes) }
     }
 
+    /// Becomes what [`SparseCodes::new`] makes, but keeps its memory.
+    pub fn reset(&mut self, num_latents: usize) {
+        self.num_latents = num_latents;
+        self.offsets.truncate(1);
+        self.latents.clear();
+        self.values.clear();
+    }
+
     /// Appends a row.
     ///
     /// # Errors

@@ -1,213 +1,219 @@
-//! Encode and decode, one contract for every implementation.
+//! Encode, decode and gradients, one contract for every implementation.
 //!
-//! * **Encode**: `pre = relu((x - b_dec) · W_encᵀ + b_enc)`, then the k largest of each row. Pre-activations are compared
+//! * **Encode**: `pre = relu((x - b_dec) · W_encᵀ + b_enc)`, then what the [`Selection`] keeps. Pre-activations are compared
 //!   after rounding to f32; ties go to the lower latent; zeros are not codes. A NaN or +infinite pre-activation,
 //!   or any NaN or infinity in `x`, is reported, never dropped. (`-inf` from finite `x` is what ReLU makes 0.)
-//! * **Decode**: `b_dec + Σ value · W_dec[latent]`.
-//! * Results do not depend on [`Par`]: each pre-activation is summed in one fixed order, and the k largest under
-//!   a total order do not depend on how the latents were split.
+//! * **Decode**: `b_dec + Σ value · W_dec[latent]`, in the order of the latents.
+//! * **Gradients** of `b_dec + Σ value · W_dec[latent]` through the kept codes, sparse: only latents that are on have any.
+//! * Results do not depend on [`Par`]: each number is summed in one fixed order, and what is kept under a total order
+//!   does not depend on how the latents were split. They do depend on the [`Kernel`], within rounding, and a
+//!   pre-activation's last bits on whether it came in a call (or a last block of 256 rows) of more than 8 rows.
+//! * Buffers are the caller's [`Scratch`]; once they have grown to a shape, nothing is allocated.
 //!
-//! [`mod@reference`] is plain f64 and never tuned. [`portable`] is what [`Kernel::best`] names today. Both are compiled in every
-//! build, and one test grid runs both.
+//! [`mod@reference`] is plain f64 and never tuned. The other implementations are one set of kernels written over the
+//! registers of an instruction set. All that an architecture can have are compiled in every build, chosen at run time, and
+//! one test grid runs every one the machine has.
 
-pub mod portable;
+#![expect(
+    clippy::inline_always,
+    reason = "what is not inlined into a function compiled for the registers, misses them"
+)]
+
+mod by_latent;
+mod compute;
+mod decode;
+mod encode;
+mod gradients;
+mod lines;
+mod operands;
 pub mod reference;
+mod rows;
+mod simd;
 
-use std::cmp::Ordering;
+use ndarray::{ArrayView2, ArrayViewMut2, ArrayViewMut3, Axis};
+use sae_types::SparseCodes;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
-use sae_types::{FeatureId, SparseCodes};
+use self::compute::Call;
+pub use self::compute::{Compute, Kernel, Par, Precision};
+pub use self::gradients::Gradients;
+use self::gradients::Operands;
+pub use self::operands::{Decoder, Encoder, Selection};
+use self::simd::Simd;
+use crate::SaeError;
 
-use crate::{SaeError, Weights};
-
-/// Which implementation runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Kernel {
-    /// [`mod@reference`].
-    Reference,
-    /// [`portable`].
-    Portable,
+/// Buffers of the kernels, which grow to the largest call and are kept.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    encode: encode::Scratch,
+    decode: decode::Scratch,
+    gradients: gradients::Scratch,
 }
 
-impl Kernel {
-    /// Every implementation this machine can run.
-    pub fn available() -> &'static [Self] {
-        &[Self::Reference, Self::Portable]
-    }
-
-    /// The fastest implementation this machine can run.
-    pub fn best() -> Self {
-        Self::Portable
-    }
-}
-
-/// How many threads work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Par {
-    /// The calling thread alone.
-    Serial,
-    /// The threads of the current rayon pool.
-    Rayon,
-}
-
-impl Par {
-    fn workers(self) -> usize {
-        match self {
-            Self::Serial => 1,
-            Self::Rayon => rayon::current_num_threads(),
-        }
-    }
-}
-
-/// Kernel and threads of a call; the best kernel on the current rayon pool unless told otherwise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Compute {
-    /// Which implementation runs.
-    pub kernel: Kernel,
-    /// How many threads work.
-    pub par: Par,
-}
-
-impl Default for Compute {
-    fn default() -> Self {
-        Self { kernel: Kernel::best(), par: Par::Rayon }
-    }
-}
-
-/// What encoding needs.
-#[derive(Clone, Copy, Debug)]
-pub struct Encoder<'a> {
-    /// `W_enc` `[num_latents, d_in]`.
-    pub weight: Weights<'a>,
-    /// `b_enc` `[num_latents]`.
-    pub bias: &'a [f32],
-    /// `b_dec` `[d_in]`.
-    pub decoder_bias: &'a [f32],
-    /// How many latents a row keeps at most, `1 ..= num_latents`.
-    pub k: usize,
-}
-
-impl Encoder<'_> {
-    #[track_caller]
-    fn check(&self, x: ArrayView2<'_, f32>) {
-        let [num_latents, d_in] = self.weight.shape();
-        assert_eq!(self.bias.len(), num_latents, "b_enc against rows of W_enc");
-        assert_eq!(self.decoder_bias.len(), d_in, "b_dec against columns of W_enc");
-        assert_eq!(x.ncols(), d_in, "columns of x against columns of W_enc");
-        assert!((1..=num_latents).contains(&self.k), "k is {}, expected 1 to {num_latents}", self.k);
-    }
-}
-
-/// What decoding needs.
-#[derive(Clone, Copy, Debug)]
-pub struct Decoder<'a> {
-    /// `W_dec` `[num_latents, d_in]`, one row per latent.
-    pub weight: Weights<'a>,
-    /// `b_dec` `[d_in]`.
-    pub bias: &'a [f32],
-}
-
-impl Decoder<'_> {
-    #[track_caller]
-    fn check(&self, codes: &SparseCodes, out: &ArrayViewMut2<'_, f32>) {
-        let [num_latents, d_in] = self.weight.shape();
-        assert_eq!(self.bias.len(), d_in, "b_dec against columns of W_dec");
-        assert_eq!(codes.num_latents(), num_latents, "width of the codes against rows of W_dec");
-        assert_eq!(out.dim(), (codes.n_rows(), d_in), "shape of the output");
-    }
-}
-
-/// The k largest of each row: row `i` holds `counts[i]` codes at `i * k`, ascending by latent.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TopKRows {
-    k: usize,
-    counts: Vec<usize>,
-    codes: Vec<Code>,
-}
-
-/// One latent and its activation.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Code {
-    value: f32,
-    latent: u32,
-}
-
-impl Code {
-    /// Larger values first, then lower latents: a total order, also with NaN.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature sorts ask for")]
-    fn rank(&self, other: &Self) -> Ordering {
-        other.value.total_cmp(&self.value).then(self.latent.cmp(&other.latent))
-    }
-}
-
-impl TopKRows {
-    /// No rows; the buffers grow with the first call that writes here and are kept.
+impl Scratch {
+    /// No buffers yet.
     pub fn new() -> Self {
         Self::default()
     }
-
-    fn reset(&mut self, rows: usize, k: usize) {
-        self.k = k;
-        self.counts.clear();
-        self.counts.resize(rows, 0);
-        self.codes.clear();
-        self.codes.resize(rows * k, Code::default());
-    }
-
-    /// Appends the rows to `out`.
-    ///
-    /// # Panics
-    /// When `out` is narrower than the autoencoder the rows come from.
-    #[track_caller]
-    pub fn append_to(&self, out: &mut SparseCodes) {
-        for (row, &count) in self.counts.iter().enumerate() {
-            let codes = &self.codes[row * self.k..row * self.k + count];
-            let pushed = out.push_row(codes.iter().map(|code| (FeatureId(code.latent), code.value)));
-            // The kernels hand out ascending latents with finite positive values.
-            assert!(pushed.is_ok(), "codes wider than their target: {pushed:?}");
-        }
-    }
 }
 
-/// Encodes the rows of `x` `[n, d_in]` into `out`, with buffers kept in `scratch`.
+/// Encodes the rows of `x` `[n, d_in]` into `out`, whose content and width are replaced.
 ///
 /// # Errors
 /// When `x` or a pre-activation is not finite; `out` is then unspecified.
 ///
 /// # Panics
-/// When the shapes of `encoder` and `x` disagree.
+/// When the shapes of `encoder` and `x` disagree, or this machine does not have the kernel.
 #[track_caller]
 pub fn encode(
     compute: Compute,
     encoder: &Encoder<'_>,
     x: ArrayView2<'_, f32>,
-    scratch: &mut portable::Scratch,
-    out: &mut TopKRows,
+    scratch: &mut Scratch,
+    out: &mut SparseCodes,
 ) -> Result<(), SaeError> {
+    struct Encode<'a>(
+        Compute,
+        &'a Encoder<'a>,
+        ArrayView2<'a, f32>,
+        &'a mut encode::Scratch,
+        &'a mut SparseCodes,
+    );
+    impl Call for Encode<'_> {
+        type Output = Result<(), SaeError>;
+
+        fn call<S: Simd>(self, simd: S) -> Self::Output {
+            let Self(compute, encoder, x, scratch, out) = self;
+            encode::encode(simd, compute.par, compute.precision, encoder, x, scratch, out)
+        }
+    }
     encoder.check(x);
     check_finite(x)?;
-    match compute.kernel {
-        Kernel::Reference => reference::encode(encoder, x, out),
-        Kernel::Portable => portable::encode(compute.par, encoder, x, scratch, out),
+    let call = Encode(compute, encoder, x, &mut scratch.encode, out);
+    match compute.kernel.dispatch(call) {
+        Ok(result) => result,
+        Err(Encode(compute, encoder, x, _, out)) => reference::encode(compute.precision, encoder, x, out),
     }
 }
 
 /// Decodes `codes` into `out` `[n, d_in]`, whose content is replaced.
 ///
 /// # Panics
-/// When the shapes of `decoder`, `codes` and `out` disagree.
+/// When the shapes of `decoder`, `codes` and `out` disagree, or this machine does not have the kernel.
 #[track_caller]
-pub fn decode(compute: Compute, decoder: &Decoder<'_>, codes: &SparseCodes, out: ArrayViewMut2<'_, f32>) {
-    decoder.check(codes, &out);
-    match compute.kernel {
-        Kernel::Reference => reference::decode(decoder, codes, out),
-        Kernel::Portable => portable::decode(compute.par, decoder, codes, out),
+pub fn decode(
+    compute: Compute,
+    decoder: &Decoder<'_>,
+    codes: &SparseCodes,
+    scratch: &mut Scratch,
+    out: ArrayViewMut2<'_, f32>,
+) {
+    struct Decode<'a>(Par, &'a Decoder<'a>, &'a SparseCodes, &'a mut decode::Scratch, ArrayViewMut2<'a, f32>);
+    impl Call for Decode<'_> {
+        type Output = ();
+
+        fn call<S: Simd>(self, simd: S) {
+            let Self(par, decoder, codes, scratch, out) = self;
+            decode::decode(simd, par, decoder, codes, usize::MAX, scratch, out);
+        }
+    }
+    decoder.check(codes, out.dim());
+    let call = Decode(compute.par, decoder, codes, &mut scratch.decode, out);
+    if let Err(Decode(_, decoder, codes, _, out)) = compute.kernel.dispatch(call) {
+        reference::decode(decoder, codes, usize::MAX, out);
+    }
+}
+
+/// Decodes the first latents of `codes` for several lengths of dictionary, as nested (Matryoshka) autoencoders are trained
+/// and read (Bussmann et al. 2025, arXiv 2503.17547): `out[i]` `[n, d_in]` is what [`decode`] makes of the latents below
+/// `prefixes[i]`.
+///
+/// # Panics
+/// When the shapes of `decoder`, `codes`, `prefixes` and `out` `[prefixes, n, d_in]` disagree, or this machine does not
+/// have the kernel.
+#[track_caller]
+pub fn decode_prefixes(
+    compute: Compute,
+    decoder: &Decoder<'_>,
+    codes: &SparseCodes,
+    prefixes: &[usize],
+    scratch: &mut Scratch,
+    mut out: ArrayViewMut3<'_, f32>,
+) {
+    struct Decode<'a>(
+        Par,
+        &'a Decoder<'a>,
+        &'a SparseCodes,
+        usize,
+        &'a mut decode::Scratch,
+        ArrayViewMut2<'a, f32>,
+    );
+    impl Call for Decode<'_> {
+        type Output = ();
+
+        fn call<S: Simd>(self, simd: S) {
+            let Self(par, decoder, codes, prefix, scratch, out) = self;
+            decode::decode(simd, par, decoder, codes, prefix, scratch, out);
+        }
+    }
+    assert_eq!(out.len_of(Axis(0)), prefixes.len(), "outputs against prefixes");
+    for (out, &prefix) in out.outer_iter_mut().zip(prefixes) {
+        decoder.check(codes, out.dim());
+        let call = Decode(compute.par, decoder, codes, prefix, &mut scratch.decode, out);
+        if let Err(Decode(_, decoder, codes, prefix, _, out)) = compute.kernel.dispatch(call) {
+            reference::decode(decoder, codes, prefix, out);
+        }
+    }
+}
+
+/// Gradients of a loss whose gradient with respect to the decoded vectors is `d_out` `[n, d_in]`, through the codes that
+/// `encoder` kept of `x` `[n, d_in]`. Written `z` for a code's activation and `dz` for its gradient,
+///
+/// ```text
+/// dz        = d_out · W_dec[latent]                   dW_enc[latent] = Σ dz (x - b_dec)     db_enc[latent] = Σ dz
+/// db_dec    = Σ d_out - Σ db_enc[latent] W_enc[latent]   dW_dec[latent] = Σ z d_out
+/// ```
+///
+/// with sums over the rows where the latent is on, in order, in f32. Which latents are kept has no gradient, and neither has
+/// rounding to [`Precision::Bf16`].
+///
+/// # Panics
+/// When the shapes of the operands disagree, or this machine does not have the kernel.
+#[track_caller]
+#[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
+pub fn gradients(
+    compute: Compute,
+    encoder: &Encoder<'_>,
+    decoder: &Decoder<'_>,
+    x: ArrayView2<'_, f32>,
+    codes: &SparseCodes,
+    d_out: ArrayView2<'_, f32>,
+    scratch: &mut Scratch,
+    out: &mut Gradients,
+) {
+    struct Differentiate<'a>(Par, Operands<'a>, &'a mut gradients::Scratch, &'a mut Gradients);
+    impl Call for Differentiate<'_> {
+        type Output = ();
+
+        fn call<S: Simd>(self, simd: S) {
+            let Self(par, operands, scratch, out) = self;
+            gradients::gradients(simd, par, &operands, scratch, out);
+        }
+    }
+    let operands = Operands { encoder, decoder, x, codes, d_out };
+    operands.check();
+    let call = Differentiate(compute.par, operands, &mut scratch.gradients, out);
+    if let Err(Differentiate(_, operands, _, out)) = compute.kernel.dispatch(call) {
+        reference::gradients(&operands, out);
     }
 }
 
 fn check_finite(x: ArrayView2<'_, f32>) -> Result<(), SaeError> {
     for (row, values) in x.rows().into_iter().enumerate() {
+        // Without an early end, which would keep the compiler from comparing a register at a time.
+        let finite = values.iter().fold(true, |finite, value| finite & value.is_finite());
+        if finite {
+            continue;
+        }
         if let Some((column, &value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
             return Err(SaeError::InputNotFinite { row, column, value });
         }
