@@ -24,9 +24,10 @@ import report
 import rival
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# A variant this much slower than the best is not timed again, and not tried with more tokens where that takes long.
+# A variant this much slower than the best is not timed again, and not tried with more tokens where that takes long. The best
+# that needs no second copy of the weights always is.
 HOPELESS = 1.4
-# Calls longer than this are made twice at most, and only by the best variant.
+# Calls longer than this are made twice at most, and only by the best variants.
 LONG = 5.0
 # Between the two sides: threads of the one may still spin.
 PAUSE = 0.03
@@ -82,11 +83,17 @@ def summary(times):
     return {"min": min(times), "median": statistics.median(times), "calls": len(times)}
 
 
+def best_plain(ranked):
+    """The first that needs no second copy of the weights."""
+    return next((name for name in ranked if name not in rival.COPIES), None)
+
+
 class Cell:
     """One shape, dtype, operation and number of tokens: both sides in turn."""
 
-    def __init__(self, args, measure, operation, precision, history, tokens):
+    def __init__(self, args, measure, operation, precision, history, tokens, bound):
         self.args, self.measure, self.history, self.tokens = args, measure, history, tokens
+        self.bound = bound
         self.command = {"operation": operation, "precision": precision}
 
     def guess(self, name):
@@ -98,59 +105,67 @@ class Cell:
         guesses = {name: self.guess(name) for name in variants}
         if not any(guesses.values()):
             return dict(variants)
-        best = min(filter(None, guesses.values()))
         # Variants without a time were dropped before.
-        chosen = [name for name, guess in guesses.items() if guess and (guess < 0.3 or guess < HOPELESS * best)]
-        if best > LONG:
-            ranked = sorted((name for name in variants if guesses[name]), key=guesses.get)
-            chosen = [[name for name in ranked if (name in rival.COPIES) == copies][:1] for copies in (True, False)]
-            chosen = sum(chosen, [])
-        return {name: variants[name] for name in chosen}
+        ranked = sorted((name for name in variants if guesses[name]), key=guesses.get)
+        best, leaders = guesses[ranked[0]], {ranked[0], best_plain(ranked)}
+        near = {name for name in ranked if guesses[name] < 0.3 or guesses[name] < HOPELESS * best}
+        return {name: variants[name] for name in (leaders if best > LONG else leaders | near) if name}
 
-    def run(self, variants):
-        """Seconds of both sides, and the results of one PyTorch variant and of ours."""
-        runs, times, failed = {}, {}, {}
-        chosen = self.choose(variants)
-        for name, make in chosen.items():
+    def pilot(self, variants):
+        """Prepares the variants: what to run, first times, what failed, and what the fastest made."""
+        runs, times, failed, result = {}, {}, {}, None
+        for name, make in variants.items():
             try:
-                runs[name] = make()
-                long = (self.guess(name) or 0) > 1
-                if not long:
-                    seconds(runs[name])
-                times[name] = [seconds(runs[name])[0]]
+                run = make()
+                if (self.guess(name) or 0) < 1:
+                    seconds(run)
+                spent, out = seconds(run)
             except (RuntimeError, NotImplementedError) as error:
                 failed[name] = str(error).splitlines()[0][:200]
-                runs.pop(name, None)
-        best = min(times, key=lambda name: times[name][0])
-        fast = [name for name in times if times[name][0] < HOPELESS * times[best][0]]
-        pilot = times[best][0]
-        # The pilots of long calls are the first round.
-        rounds = 2 if pilot > LONG else self.args.rounds
-        calls = max(1, min(200, int(self.args.seconds / pilot)))
-        if pilot <= LONG:
-            times = {name: [] if name in fast else pilots for name, pilots in times.items()}
+                continue
+            if not times or spent < min(times.values()):
+                result = out
+            runs[name], times[name] = run, spent
+        return runs, times, failed, result
+
+    def run(self, variants):
+        """Seconds of both sides, and what PyTorch made."""
+        chosen = self.choose(variants)
+        runs, pilots, failed, result = self.pilot(chosen)
+        ranked = sorted(pilots, key=pilots.get)
+        shortest = pilots[ranked[0]]
+        long = shortest > LONG
+        # Pilots of long calls are the first round.
+        times = {name: [pilot] for name, pilot in pilots.items()}
+        if long:
+            fast = ranked[:1]
+        else:
+            near = [name for name in ranked if pilots[name] < HOPELESS * shortest]
+            fast = near + [name for name in {best_plain(ranked)} if name and name not in near]
+            times |= {name: [] for name in fast}
             self.measure("time", calls=1, **self.command)
-        ours, ratios = [], []
-        for number in range(rounds):
-            torch_times = {}
+        # As many calls as fit; of the slower ones fewer.
+        calls = {name: max(1, min(200, int(self.args.seconds / pilots[name]))) for name in fast}
+        ours, ratios, peaks = [], [], []
+        for number in range(2 if long else self.args.rounds):
+            round_times = {}
             for name in fast:
-                if pilot > LONG and number == 0:
-                    torch_times[name] = times[name][:]
-                    continue
-                if pilot > LONG and name != best:
-                    continue
-                torch_times[name] = [seconds(runs[name])[0] for _ in range(calls)]
-                times[name] += torch_times[name]
+                if long and number == 0:
+                    round_times[name] = times[name][:]
+                else:
+                    round_times[name] = [seconds(runs[name])[0] for _ in range(calls[name])]
+                    times[name] += round_times[name]
             time.sleep(PAUSE)
-            answer = self.measure("time", calls=calls, **self.command)
+            answer = self.measure("time", calls=calls[ranked[0]], **self.command)
+            # In the same round, because a neighbour on the machine takes from both.
+            peaks.append(self.measure("peak", **self.bound)["per_second"])
             time.sleep(PAUSE)
             ours += answer["seconds"]
-            ratios.append(min(map(min, torch_times.values())) / min(answer["seconds"]))
+            ratios.append(min(map(min, round_times.values())) / min(answer["seconds"]))
         self.history.clear()
         self.history.update({name: {"seconds": min(t), "tokens": self.tokens} for name, t in times.items()})
-        best = min(times, key=lambda name: min(times[name]))
-        no_copies = [name for name in times if name not in rival.COPIES]
-        plain = min(no_copies, key=lambda name: min(times[name])) if no_copies else None
+        ranked = sorted(times, key=lambda name: min(times[name]))
+        best, plain = ranked[0], best_plain(ranked)
         row = {
             "pytorch": {name: summary(t) for name, t in times.items()},
             "pytorch_best": best,
@@ -163,8 +178,9 @@ class Cell:
             "ratio_by_round": ratios,
             "ratio_without_copies": plain and min(times[plain]) / min(ours),
             "threads": answer["threads"],
+            "bound": {**self.bound, "peaks": peaks},
         }
-        return row, runs[best]
+        return row, result
 
 
 def relative(a, b, per_row=True):
@@ -245,17 +261,16 @@ class Runner:
     def encode(self, shape, dtype, known):
         k, precision = shape["k"], "bf16" if dtype == "bf16" else None
         x = self.x.bfloat16() if precision else self.x
-        cell = self.cell("encode", precision, known)
-        row, run = cell.run(rival.encode(self.weights, k, x, self.args.compile))
-        values, latents = run()
+        cell = self.cell("encode", precision, known, report.encode_bound(shape, dtype, known["tokens"]))
+        row, theirs = cell.run(rival.encode(self.weights, k, x, self.args.compile))
         self.measure("output", operation="encode", folder=self.folder)
         ours = self.read_codes(k)
         mine = keys(ours.rows, ours.latents, ours.values)
-        theirs = dense_keys(values, latents)
-        check = agreement(mine, theirs, len(x))
+        pytorch = dense_keys(*theirs)
+        check = agreement(mine, pytorch, len(x))
         if precision and len(x) * shape["latents"] < 1e7:
             exact = dense_keys(*rival.exact_pre_activations(self.weights, x).topk(k, dim=1))
-            sides = {"ours": mine, "pytorch": theirs}
+            sides = {"ours": mine, "pytorch": pytorch}
             shared = {side: agreement(codes, exact, len(x))["shared_latents"] for side, codes in sides.items()}
             check["shared_with_f32_sums"] = shared
         if self.weights.encoder.nbytes > 1 << 30:
@@ -267,12 +282,12 @@ class Runner:
         for source in ("encoder", "uniform", "zipf"):
             made = self.measure("codes", source=source, precision=precision, folder=self.folder)
             codes = self.read_codes(shape["k"])
-            cell = self.cell(f"decode, {source}", None, known)
+            cell = self.cell(f"decode, {source}", None, known, report.decode_bound(shape, dtype))
             cell.command["operation"] = "decode"
-            row, run = cell.run(rival.decode(self.weights, codes))
+            row, theirs = cell.run(rival.decode(self.weights, codes))
             self.measure("output", operation="decode", folder=self.folder)
             ours = read(self.folder, "decoded", torch.float32, (len(self.x), -1))
-            check = {"largest_difference": relative(ours, run())}
+            check = {"largest_difference": relative(ours, theirs)}
             self.keep({"operation": "decode", **known, "source": source}, {**row, **made, "check": check})
 
     def gradients(self, shape, dtype, known):
@@ -281,10 +296,9 @@ class Runner:
             return
         made = self.measure("codes", source="encoder", precision=None, folder=self.folder)
         codes = self.read_codes(shape["k"])
-        cell = self.cell("gradients", None, known)
-        row, run = cell.run(rival.gradients(self.weights, codes, self.x, self.d_out))
+        cell = self.cell("gradients", None, known, report.gradients_bound())
+        row, theirs = cell.run(rival.gradients(self.weights, codes, self.x, self.d_out))
         self.measure("output", operation="gradients", folder=self.folder)
-        theirs = run()
         d_in = shape["d_in"]
         ours = [
             read(self.folder, "gradient_encoder_weight", torch.float32, (-1, d_in)),
@@ -302,9 +316,9 @@ class Runner:
             path.unlink()
         self.keep({"operation": "gradients", **known}, {**row, **made, "check": check})
 
-    def cell(self, kind, precision, known):
+    def cell(self, kind, precision, known, bound):
         history = self.history.setdefault(kind, {})
-        return Cell(self.args, self.measure, kind, precision, history, known["tokens"])
+        return Cell(self.args, self.measure, kind, precision, history, known["tokens"], bound)
 
 
 def host():

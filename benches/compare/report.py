@@ -14,29 +14,35 @@ def best(peaks, name, *keys):
     return max(value for value in values if value is not None) if any(values) else None
 
 
+def encode_bound(shape, dtype, tokens):
+    """What bounds encoding: reading the weights once, or multiply-adds."""
+    return {"of": "read" if tokens < 16 else f"{dtype}_flop", "row_bytes": 0}
+
+
+def decode_bound(shape, dtype):
+    return {"of": "gather", "row_bytes": shape["d_in"] * (4 if dtype == "f32" else 2)}
+
+
+def gradients_bound():
+    return {"of": "read", "row_bytes": 0}
+
+
 def shares(result):
-    """Adds to each row what bounds it, and which share of that peak it reached."""
+    """Adds to each row its work, and which share it reached of the peak that was measured beside it."""
     shapes = {shape["name"]: shape for shape in result["ours"]["shapes"]}
     for row in result["rows"]:
-        shape, seconds = shapes[row["shape"]], row["ours"]["min"]
+        shape, bound = shapes[row["shape"]], row["bound"]
         size = 4 if row["dtype"] == "f32" else 2
         matrix = shape["d_in"] * shape["latents"]
-        if row["operation"] == "encode" and row["tokens"] >= 16:
-            name = f"{row['dtype']}_flop_per_second"
-            work, peak, bound = 2 * row["tokens"] * matrix, best(result["peaks"], name), "arithmetic"
-            if peak is None:
-                peak = best(result["peaks"], "f32_flop_per_second")
-        elif row["operation"] == "encode":
-            work, peak, bound = matrix * size, best(result["peaks"], "read_bytes_per_second"), "reading"
+        if row["operation"] == "encode":
+            work = matrix * size if bound["of"] == "read" else 2 * row["tokens"] * matrix
         elif row["operation"] == "decode":
-            row_bytes = str(shape["d_in"] * size)
-            work = row["codes"] * shape["d_in"] * size
-            peak, bound = best(result["peaks"], "gather_bytes_per_second", row_bytes), "gathering"
+            work = row["codes"] * bound["row_bytes"]
         else:
             # Each distinct row of both matrices is read, and each of its gradients written, at least once.
-            work, bound = 4 * row["distinct"] * shape["d_in"] * 4, "reading and writing"
-            peak = best(result["peaks"], "read_bytes_per_second")
-        row["bound"] = {"by": bound, "work": work, "per_second": work / seconds, "share": work / seconds / peak}
+            work = 4 * row["distinct"] * shape["d_in"] * 4
+        rate = work / row["ours"]["min"]
+        bound |= {"work": work, "per_second": rate, "share": rate / max(bound["peaks"])}
 
 
 def number(seconds):
@@ -87,7 +93,7 @@ def markdown(result):
         "",
         "Times are the best call. `ratio` is PyTorch's best over ours; `medians` the ratio of the medians, `rounds` the smallest",
         "and largest ratio of the paired rounds, `no copies` against PyTorch's best that needs no second copy of the weights.",
-        "Differences are shares of the row's largest number (encode: of the activation; gradients: of the tensor's largest).",
+        "`share of peak` is of a peak measured in the same rounds. Differences are shares of the row's largest number (encode: of the activation; gradients: of the tensor's largest).",
         "",
         "## Peaks",
         "",

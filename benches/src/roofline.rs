@@ -1,6 +1,6 @@
 //! What the machine can do at most, measured: multiply-adds in registers, reading in order, reading rows in any order.
 //!
-//! Peaks are of all threads of the current rayon pool together, the best of a few tries.
+//! Peaks are of all threads of the current rayon pool together, the best of some tries.
 #![expect(unsafe_code, reason = "functions compiled for the registers that the CPU was asked for")]
 
 use std::hint::black_box;
@@ -10,25 +10,23 @@ use rayon::prelude::*;
 
 use crate::inputs::Line;
 
-/// Tries; the best one counts.
-const TRIES: usize = 5;
 /// How long a try of arithmetic takes at least.
 const TRY: Duration = Duration::from_millis(60);
 /// Steps between two looks at the clock.
 const STEPS: usize = 200_000;
 
 /// Multiplications and additions of f32 per second.
-pub fn f32_flops() -> f64 {
-    best(|| all_threads(f32_loop()))
+pub fn f32_flops(tries: usize) -> f64 {
+    best(tries, || all_threads(f32_loop()))
 }
 
 /// Multiplications of bf16 and additions in f32 per second, if there is an instruction for pairs of bf16.
-pub fn bf16_flops() -> Option<f64> {
-    bf16_loop().map(|run| best(|| all_threads(run)))
+pub fn bf16_flops(tries: usize) -> Option<f64> {
+    bf16_loop().map(|run| best(tries, || all_threads(run)))
 }
 
-fn best(mut rate: impl FnMut() -> f64) -> f64 {
-    (0..TRIES).map(|_| rate()).fold(0.0, f64::max)
+fn best(tries: usize, mut rate: impl FnMut() -> f64) -> f64 {
+    (0..tries).map(|_| rate()).fold(0.0, f64::max)
 }
 
 /// What runs [`STEPS`] steps in registers and returns their multiplications and additions.
@@ -205,8 +203,8 @@ impl Memory {
     }
 
     /// Bytes per second, in order.
-    pub fn read(&self) -> f64 {
-        read(bytemuck::cast_slice(&self.0))
+    pub fn read(&self, tries: usize) -> f64 {
+        read(tries, bytemuck::cast_slice(&self.0))
     }
 
     /// Bytes per second, of rows of `row_bytes`, each once, 256 at a time drawn at random and read in the order of their
@@ -214,11 +212,11 @@ impl Memory {
     ///
     /// # Panics
     /// When a row is not whole cache lines.
-    pub fn gather(&self, row_bytes: usize) -> f64 {
+    pub fn gather(&self, tries: usize, row_bytes: usize) -> f64 {
         assert_eq!(row_bytes % size_of::<Line>(), 0, "bytes of a row against cache lines");
         let bytes: &[u8] = bytemuck::cast_slice(&self.0);
-        // A walk that meets every row once: an odd step modulo a power of two.
-        let count = 1usize << (bytes.len() / row_bytes).ilog2();
+        // A walk that meets every row once: an odd step modulo a power of two. Short rows need not be as many to fit no cache.
+        let count = 1usize << (bytes.len() / row_bytes).min(1 << 20).ilog2();
         let step = (count as f64 * 0.618_034) as usize | 1;
         let draws: Vec<Vec<&[u8]>> = (0..count.div_ceil(DRAW))
             .map(|draw| {
@@ -231,8 +229,8 @@ impl Memory {
         // Short rows are asked for several ahead.
         let far = [1 << 12, 1 << 14].map(|bytes: usize| bytes.div_ceil(row_bytes));
         let rates = far.map(|ahead| {
-            let one = best(|| rate(count * row_bytes, &draws, |rows| add_rows::<1>(rows, ahead)));
-            let four = best(|| rate(count * row_bytes, &draws, |rows| add_rows::<4>(rows, ahead)));
+            let one = best(tries, || rate(count * row_bytes, &draws, |rows| add_rows::<1>(rows, ahead)));
+            let four = best(tries, || rate(count * row_bytes, &draws, |rows| add_rows::<4>(rows, ahead)));
             one.max(four)
         });
         rates.into_iter().fold(0.0, f64::max)
@@ -243,12 +241,12 @@ impl Memory {
 const DRAW: usize = 256;
 
 /// Bytes per second, in order, of memory that may be mapped.
-pub fn read(bytes: &[u8]) -> f64 {
+pub fn read(tries: usize, bytes: &[u8]) -> f64 {
     let parts: Vec<&[u8]> = bytes.chunks_exact(1 << 20).collect();
-    let one = best(|| {
+    let one = best(tries, || {
         rate(parts.len() << 20, &parts, |bytes| add([bytes], [bytes.as_ptr().wrapping_add(1 << 12)]))
     });
-    let four = best(|| {
+    let four = best(tries, || {
         rate(parts.len() << 20, &parts, |bytes| {
             let quarters: [&[u8]; 4] = std::array::from_fn(|quarter| &bytes[quarter << 18..][..1 << 18]);
             add(quarters, quarters.map(|quarter| quarter.as_ptr().wrapping_add(1 << 11)))
@@ -307,10 +305,10 @@ mod tests {
 
     #[test]
     fn peaks_are_numbers() {
-        assert!(f32_flops() > 1e8);
-        assert!(bf16_flops().is_none_or(|flops| flops > 1e8));
+        assert!(f32_flops(1) > 1e8);
+        assert!(bf16_flops(1).is_none_or(|flops| flops > 1e8));
         let memory = Memory::new(1 << 24);
-        for rate in [memory.read(), memory.gather(1 << 12), memory.gather(704)] {
+        for rate in [memory.read(1), memory.gather(1, 1 << 12), memory.gather(1, 704)] {
             assert!(rate > 1e7 && rate.is_finite(), "{rate}");
         }
     }

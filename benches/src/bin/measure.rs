@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use lmm_sae_benches::inputs::{self, Draw, seeds};
+use lmm_sae_benches::roofline::Memory;
 use lmm_sae_benches::{SHAPES, Shape, TOKENS, checkpoint, counting, roofline};
 use ndarray::Array2;
 use sae_core::kernels::{self, Gradients, Scratch};
@@ -31,6 +32,8 @@ enum Command {
     Write { shape: String, dtype: Dtype, folder: PathBuf },
     /// Maps it.
     Open { folder: PathBuf },
+    /// One of the peaks, quickly: what a round of measurements is compared with.
+    Peak { of: Bound, row_bytes: usize },
     /// Bytes per second of reading the mapped `W_enc`, in order.
     ReadWeights,
     /// Makes vectors and gradients of the output, and writes them to `x` and `d_out`.
@@ -76,9 +79,24 @@ enum Operation {
     Gradients,
 }
 
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Bound {
+    F32Flop,
+    /// Of f32 where there is no instruction for pairs of bf16.
+    Bf16Flop,
+    Read,
+    Gather,
+}
+
+/// Tries of a peak that is measured on its own.
+const TRIES: usize = 5;
+
 /// What commands leave for later ones.
 #[derive(Default)]
 struct State {
+    /// For the peaks.
+    buffer: Option<Memory>,
     sae: Option<Sae>,
     x: Array2<f32>,
     d_out: Array2<f32>,
@@ -106,7 +124,7 @@ impl State {
     fn run(&mut self, command: Command) -> Result<Value> {
         match command {
             Command::About => Ok(about()),
-            Command::Roofline { row_bytes } => Ok(peaks(&row_bytes)),
+            Command::Roofline { row_bytes } => Ok(self.peaks(&row_bytes)),
             Command::Write { shape, dtype, folder } => {
                 let shape = Shape::named(&shape).with_context(|| format!("no shape {shape}"))?;
                 let dtype = match dtype {
@@ -117,11 +135,21 @@ impl State {
                 Ok(json!({}))
             }
             Command::Open { folder } => {
-                *self = Self { sae: Some(Sae::load(&folder)?), ..Self::default() };
+                *self =
+                    Self { buffer: self.buffer.take(), sae: Some(Sae::load(&folder)?), ..Self::default() };
                 Ok(json!({}))
             }
+            Command::Peak { of, row_bytes } => {
+                let rate = match of {
+                    Bound::F32Flop => roofline::f32_flops(1),
+                    Bound::Bf16Flop => roofline::bf16_flops(1).unwrap_or_else(|| roofline::f32_flops(1)),
+                    Bound::Read => self.buffer().read(1),
+                    Bound::Gather => self.buffer().gather(1, row_bytes),
+                };
+                Ok(json!({"per_second": rate}))
+            }
             Command::ReadWeights => {
-                let read = roofline::read(self.sae()?.encoder_weight().bytes());
+                let read = roofline::read(TRIES, self.sae()?.encoder_weight().bytes());
                 Ok(json!({"read_bytes_per_second": read}))
             }
             Command::Vectors { tokens, rounded, folder } => self.vectors(tokens, rounded, &folder),
@@ -140,6 +168,21 @@ impl State {
                 Ok(json!({}))
             }
         }
+    }
+
+    fn buffer(&mut self) -> &Memory {
+        self.buffer.get_or_insert_with(|| Memory::new(roofline::MEMORY))
+    }
+
+    fn peaks(&mut self, row_bytes: &[usize]) -> Value {
+        let buffer = self.buffer();
+        let gather = row_bytes.iter().map(|&bytes| (bytes.to_string(), json!(buffer.gather(TRIES, bytes))));
+        json!({
+            "gather_bytes_per_second": gather.collect::<serde_json::Map<_, _>>(),
+            "read_bytes_per_second": buffer.read(TRIES),
+            "f32_flop_per_second": roofline::f32_flops(TRIES),
+            "bf16_flop_per_second": roofline::bf16_flops(TRIES),
+        })
     }
 
     fn sae(&self) -> Result<&Sae> {
@@ -176,7 +219,7 @@ impl State {
 
     /// Runs an operation and returns its seconds.
     fn call(&mut self, operation: Operation, compute: Compute) -> Result<f64> {
-        let Self { sae, x, d_out, codes, scratch, encoded, decoded, gradients } = self;
+        let Self { sae, x, d_out, codes, scratch, encoded, decoded, gradients, .. } = self;
         let sae = sae.as_ref().context("no autoencoder is open")?;
         let (encoder, decoder) = (sae.encoder(), sae.decoder());
         let given = || codes.as_ref().context("no codes were made");
@@ -285,17 +328,6 @@ fn about() -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "shapes": SHAPES.iter().map(shape).collect::<Vec<_>>(),
         "tokens": TOKENS,
-    })
-}
-
-fn peaks(row_bytes: &[usize]) -> Value {
-    let memory = roofline::Memory::new(roofline::MEMORY);
-    let gather = row_bytes.iter().map(|&bytes| (bytes.to_string(), json!(memory.gather(bytes))));
-    json!({
-        "f32_flop_per_second": roofline::f32_flops(),
-        "bf16_flop_per_second": roofline::bf16_flops(),
-        "read_bytes_per_second": memory.read(),
-        "gather_bytes_per_second": gather.collect::<serde_json::Map<_, _>>(),
     })
 }
 

@@ -7,7 +7,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ndarray::{Array2, Array3};
@@ -18,23 +18,32 @@ use sae_core::{Compute, Kernel, Par, Precision, SparseCodes, Weights};
 struct Counting;
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+/// The test whose turn it is. Threads of a pool outlive it by a moment, and must not count for the next.
+static TURN: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    static COUNTED: Cell<bool> = const { Cell::new(false) };
+    /// The turn a thread belongs to.
+    static MEMBER_OF: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether this thread works for the test whose turn it is.
+fn counted() -> bool {
+    MEMBER_OF.get() != 0 && MEMBER_OF.get() == TURN.load(Relaxed)
 }
 
 fn grow(bytes: usize) {
-    if COUNTED.get() {
+    if counted() {
         COUNT.fetch_add(1, Relaxed);
+        let bytes = bytes as isize;
         PEAK.fetch_max(BYTES.fetch_add(bytes, Relaxed) + bytes, Relaxed);
     }
 }
 
 fn shrink(bytes: usize) {
-    if COUNTED.get() {
-        BYTES.fetch_sub(bytes, Relaxed);
+    if counted() {
+        BYTES.fetch_sub(bytes as isize, Relaxed);
     }
 }
 
@@ -72,9 +81,9 @@ static ALLOCATOR: Counting = Counting;
 
 /// The right to count; others wait.
 fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    COUNTED.set(true);
+    static LOCK: Mutex<()> = Mutex::new(());
+    let turn = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    MEMBER_OF.set(TURN.fetch_add(1, Relaxed) + 1);
     turn
 }
 
@@ -90,12 +99,13 @@ fn peak(run: impl FnOnce()) -> usize {
     let before = BYTES.load(Relaxed);
     PEAK.store(before, Relaxed);
     run();
-    PEAK.load(Relaxed) - before
+    usize::try_from(PEAK.load(Relaxed) - before).unwrap()
 }
 
 /// A pool whose threads are counted.
 fn pool(threads: usize) -> rayon::ThreadPool {
-    ThreadPoolBuilder::new().num_threads(threads).start_handler(|_| COUNTED.set(true)).build().unwrap()
+    let turn = TURN.load(Relaxed);
+    ThreadPoolBuilder::new().num_threads(threads).start_handler(move |_| MEMBER_OF.set(turn)).build().unwrap()
 }
 
 /// Repeatable numbers in [-1, 1).
@@ -156,14 +166,22 @@ impl Case {
         }
     }
 
-    /// Encodes, decodes into an output that is not row-major, decodes two prefixes, and differentiates.
-    fn run(&mut self, compute: Compute, selection: Selection<'_>) {
+    fn encode(&mut self, compute: Compute, selection: Selection<'_>) {
         let Shape { d_in, latents, .. } = self.shape;
         let weight = Weights::from_f32(latents, d_in, &self.weight);
         let encoder = Encoder { weight, bias: &self.bias, decoder_bias: &self.decoder_bias, selection };
+        kernels::encode(compute, &encoder, self.x.view(), &mut self.scratch, &mut self.codes).unwrap();
+    }
+
+    /// Decodes into an output that is not row-major, decodes two prefixes, and differentiates, also from a gradient that is
+    /// not row-major.
+    fn decode(&mut self, compute: Compute) {
+        let Shape { d_in, latents, .. } = self.shape;
+        let weight = Weights::from_f32(latents, d_in, &self.weight);
+        let selection = Selection::Threshold(0.0);
+        let encoder = Encoder { weight, bias: &self.bias, decoder_bias: &self.decoder_bias, selection };
         let decoder = Decoder { weight, bias: &self.decoder_bias };
         let (x, scratch) = (self.x.view(), &mut self.scratch);
-        kernels::encode(compute, &encoder, x, scratch, &mut self.codes).unwrap();
         kernels::decode(compute, &decoder, &self.codes, scratch, self.decoded.view_mut().reversed_axes());
         let prefixes = [latents / 2, latents];
         kernels::decode_prefixes(
@@ -174,8 +192,23 @@ impl Case {
             scratch,
             self.prefixes.view_mut(),
         );
-        let d_out = self.decoded.t();
-        kernels::gradients(compute, &encoder, &decoder, x, &self.codes, d_out, scratch, &mut self.gradients);
+        for d_out in [self.x.view(), self.decoded.t()] {
+            kernels::gradients(
+                compute,
+                &encoder,
+                &decoder,
+                x,
+                &self.codes,
+                d_out,
+                scratch,
+                &mut self.gradients,
+            );
+        }
+    }
+
+    fn run(&mut self, compute: Compute, selection: Selection<'_>) {
+        self.encode(compute, selection);
+        self.decode(compute);
     }
 }
 
@@ -223,10 +256,11 @@ fn smaller_calls_after_a_large_one_allocate_nothing() {
     }
 }
 
-/// Which worker finds which candidates is chance, so a later call may need a little more room than all before it.
-/// Rayon itself allocates where a thread meets a queue for the first time, and then no more.
+/// Rayon itself allocates where a thread meets a queue for the first time or a queue grows, not by what is computed.
+const RAYON: usize = 4;
+
 #[test]
-fn later_calls_on_a_pool_allocate_next_to_nothing() {
+fn later_calls_on_a_pool_allocate_no_more_than_rayon_does() {
     let _turn = turn();
     for threads in [1, 2, 3] {
         let pool = pool(threads);
@@ -236,37 +270,91 @@ fn later_calls_on_a_pool_allocate_next_to_nothing() {
                 for selection in selections(shape) {
                     let mut case = Case::new(shape);
                     // Within the pool, so that entering it is not counted.
-                    let later: Vec<usize> = pool.install(|| {
+                    let [encode, decode] = pool.install(|| {
                         case.run(compute, selection);
-                        (0..6).map(|_| allocations(|| case.run(compute, selection))).collect()
+                        let most = |mut run: Box<dyn FnMut() + Send + '_>| {
+                            (0..6).map(|_| allocations(&mut run)).max().unwrap_or_default()
+                        };
+                        let encode = most(Box::new(|| case.encode(compute, selection)));
+                        [encode, most(Box::new(|| case.decode(compute)))]
                     });
-                    println!("{threads} threads, {kernel:?} {shape:?} {selection:?}: {later:?}");
+                    let what = format!("{threads} threads, {kernel:?} {shape:?} {selection:?}");
+                    assert!(decode <= RAYON, "decoding and gradients on {what}: {decode} allocations");
+                    // Which worker finds which candidates is chance, so only what has a limit per row has a
+                    // size that a first call can know.
+                    if threads == 1 || matches!(selection, Selection::TopK(_)) {
+                        assert!(encode <= RAYON, "encoding on {what}: {encode} allocations");
+                    }
                 }
             }
         }
     }
 }
 
-/// Encoding 2,048 rows holds one block of 256, what may be selected from it, and the codes.
+/// The bytes that encoding may hold on so many threads.
+fn most_bytes(shape: Shape, selection: Selection<'_>, workers: usize) -> usize {
+    let Shape { n, d_in, latents, k } = shape;
+    let block = 256 * d_in * 4;
+    // Up to 12 latents of 272 weights, and their sums with a block.
+    let tile = 12 * (272 + 256) * 4;
+    let (all, worker) = match selection {
+        // Twice what is kept of a block's rows, and as much again where workers are merged; of 8 bytes.
+        Selection::TopK(_) => (0, 256 * (2 * 2 * k.max(48) * 8 + 24)),
+        // Twice what is kept of the whole batch, but no more than a block has; of 12 bytes, in vectors that double and
+        // are copied.
+        Selection::BatchTopK(_) => {
+            let of_worker = (2 * n * k).min(256 * latents);
+            let bytes = |codes: usize| codes.next_power_of_two() * 12 * 3 / 2;
+            (bytes(2 * n * k + of_worker), bytes(of_worker))
+        }
+        _ => unreachable!("how many codes exceed a threshold is the caller's affair"),
+    };
+    // Latents, values and ends of rows, in vectors that double and are copied.
+    let codes = (n * k * 8 + n * 8) * 3;
+    block + all + codes + workers * (tile + worker) + (64 << 10)
+}
+
+/// Encoding holds one block of 256 rows, what may be selected from it, and the codes; never `[rows, latents]`.
+///
+/// The second shape is the largest of `benches` but for the length of the vectors, of which a block is all that is held.
 #[test]
 fn peak_memory_is_that_of_a_block_and_the_codes() {
     let _turn = turn();
     let workers = 2;
     let pool = pool(workers);
-    let shape = Shape { n: 2048, d_in: 512, latents: 4096, k: 32 };
-    for selection in [Selection::TopK(shape.k), Selection::BatchTopK(shape.k)] {
-        let case = Case::new(shape);
-        let weight = Weights::from_f32(shape.latents, shape.d_in, &case.weight);
-        let encoder = Encoder { weight, bias: &case.bias, decoder_bias: &case.decoder_bias, selection };
-        let held = peak(|| {
-            let mut codes = SparseCodes::new(shape.latents);
-            let mut scratch = Scratch::new();
-            pool.install(|| {
-                kernels::encode(Compute::default(), &encoder, case.x.view(), &mut scratch, &mut codes)
-                    .unwrap();
+    let shapes = [
+        Shape { n: 2048, d_in: 512, latents: 4096, k: 32 },
+        Shape { n: 2048, d_in: 16, latents: 131_072, k: 256 },
+    ];
+    for shape in shapes {
+        for selection in [Selection::TopK(shape.k), Selection::BatchTopK(shape.k)] {
+            let case = Case::new(shape);
+            let weight = Weights::from_f32(shape.latents, shape.d_in, &case.weight);
+            let encoder = Encoder { weight, bias: &case.bias, decoder_bias: &case.decoder_bias, selection };
+            let held = peak(|| {
+                let mut codes = SparseCodes::new(shape.latents);
+                let mut scratch = Scratch::new();
+                pool.install(|| {
+                    let x = case.x.view();
+                    kernels::encode(Compute::default(), &encoder, x, &mut scratch, &mut codes).unwrap();
+                });
+                assert_eq!(codes.n_codes(), shape.n * shape.k);
             });
-            assert_eq!(codes.n_codes(), shape.n * shape.k);
-        });
-        println!("{selection:?}: {held}");
+            let most = most_bytes(shape, selection, workers);
+            let at_4096 = held + 256 * (4096 - shape.d_in) * 4;
+            let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+            println!(
+                "{selection:?} of {shape:?}: {:.2} MiB held, {:.2} allowed; {:.2} with vectors of 4096",
+                mib(held),
+                mib(most),
+                mib(at_4096),
+            );
+            assert!(held <= most, "{selection:?} of {shape:?} held {held} bytes, more than {most}");
+            // A bound far above what is held would hold back nothing.
+            assert!(held > most / 4, "{selection:?} of {shape:?} held {held} bytes, far below {most}");
+            if matches!(selection, Selection::TopK(_)) {
+                assert!(at_4096 <= 64 << 20, "{shape:?} with vectors of 4096 would hold {at_4096} bytes");
+            }
+        }
     }
 }

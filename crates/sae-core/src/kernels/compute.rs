@@ -93,7 +93,7 @@ impl Kernel {
 pub enum Par {
     /// The calling thread alone.
     Serial,
-    /// The threads of the current rayon pool.
+    /// The threads of the current rayon pool, unless a call is over before they would start.
     Rayon,
 }
 

@@ -15,6 +15,8 @@ use super::{Decoder, Par};
 
 /// Columns of a task, where there are fewer rows than keep the workers busy.
 const COLUMNS: usize = 512;
+/// Bytes of `W_dec` that one thread has gathered before another has woken up.
+const FEW_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
@@ -33,6 +35,8 @@ pub(super) fn decode<S: Simd>(
     mut out: ArrayViewMut2<'_, f32>,
 ) {
     let d_in = decoder.bias.len();
+    let bytes = codes.n_codes().saturating_mul(decoder.weight.row_size());
+    let par = if bytes < FEW_BYTES { Par::Serial } else { par };
     let columns = |row: usize, first: usize, out: &mut [f32]| {
         let CodeRow { latents, values } = codes.row(row);
         let end = latents.partition_point(|&latent| (latent as usize) < prefix);

@@ -136,6 +136,21 @@ fn orders_that_are_worst_for_running_selections() {
 }
 
 #[test]
+fn neighbouring_floats_are_told_apart() {
+    // The later half is one step above what running selections were filled with by the first half.
+    let latents = if cfg!(miri) { 120 } else { 400 };
+    let weight = [vec![1.0_f32; latents / 2], vec![1.0_f32.next_up(); latents - latents / 2]].concat();
+    let dictionary = Dictionary::of(WeightDtype::F32, 1, &weight, vec![0.0; latents]);
+    for n in if small() { [1, 9] } else { [3, 40] } {
+        for k in [1, 20] {
+            let x = Array2::ones((n, 1));
+            check(&dictionary, Precision::F32, Selection::TopK(k), x.view());
+            check(&dictionary, Precision::F32, Selection::BatchTopK(k), x.view());
+        }
+    }
+}
+
+#[test]
 fn a_threshold_is_exceeded_not_reached() {
     let latents = 40;
     let weight: Vec<f32> = (0..latents).map(|latent| latent as f32).collect();

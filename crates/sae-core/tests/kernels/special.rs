@@ -130,6 +130,24 @@ fn pre_activations_that_overflow_are_named_with_the_first_row() {
 }
 
 #[test]
+fn the_first_row_is_named_whichever_thread_found_it() {
+    // Each group of latents overflows in a row of its own, the last group in the first row; large enough to wake threads.
+    let (n, groups, d_in) = if small() { (10, 9, 40) } else { (40, 39, 300) };
+    let latents = groups * 16;
+    let mut weight = vec![0.0; latents * d_in];
+    for latent in 0..latents {
+        weight[latent * d_in + groups - latent / 16] = 1e30;
+    }
+    let dictionary = Dictionary::of(WeightDtype::F32, d_in, &weight, vec![1.0; latents]);
+    let mut x = Array2::zeros((n, d_in));
+    for row in 0..groups {
+        x[(row, row + 1)] = 1e20;
+    }
+    let expected = format!("pre-activation inf of row 0, latent {}", latents - 16);
+    assert_eq!(refusal(&dictionary, Selection::TopK(2), x.view()), expected);
+}
+
+#[test]
 fn infinity_is_named_whatever_the_threshold() {
     let dictionary = Dictionary::of(WeightDtype::F32, 1, &[1.0, 1e30, 1.0], vec![0.0; 3]);
     for n in [3, 12] {
@@ -247,24 +265,27 @@ fn denormals_are_codes_except_in_products_of_bf16() {
 
 #[test]
 fn buffers_are_of_use_after_an_error() {
-    let (d_in, latents) = (6, 50);
-    let mut noise = Noise::new(3);
-    let healthy = Dictionary::new([latents, d_in], WeightDtype::F32, 0, || noise.number());
-    let mut ill = Dictionary::new([latents, d_in], WeightDtype::F32, 0, || noise.number());
-    ill.bias[40] = f32::NAN;
-    let x = matrix(20, d_in, || noise.number());
-    for kernel in kernels() {
-        for selection in [Selection::TopK(5), Selection::BatchTopK(5), Selection::Threshold(0.1)] {
-            let (mut scratch, mut codes) = (Scratch::new(), SparseCodes::new(3));
-            for rows in [20, 4] {
-                let x = x.slice(s![..rows, ..]);
-                let compute = serial(kernel, Precision::F32);
-                assert!(
-                    kernels::encode(compute, &ill.encoder(selection), x, &mut scratch, &mut codes).is_err()
-                );
-                let encoder = healthy.encoder(selection);
-                kernels::encode(compute, &encoder, x, &mut scratch, &mut codes).unwrap();
-                assert_eq!(codes, encode(compute, &encoder, x).unwrap(), "{kernel:?} {selection:?}");
+    let latents = 50;
+    for (dtype, precision) in NUMERICS {
+        // Whatever an ill call leaves behind, a shorter one must not multiply, not even by 0.
+        let ill = Dictionary::of(dtype, 8, &[f32::NAN; 8 * 50], vec![0.0; latents]);
+        let ill_x = Array2::ones((40, 8));
+        for d_in in [8, 7, 5, 1] {
+            let mut noise = Noise::new(3);
+            let healthy = Dictionary::new([latents, d_in], dtype, 0, || noise.number());
+            let x = matrix(20, d_in, || noise.number());
+            for kernel in kernels() {
+                for selection in [Selection::TopK(5), Selection::BatchTopK(5), Selection::Threshold(0.1)] {
+                    let (mut scratch, mut codes) = (Scratch::new(), SparseCodes::new(3));
+                    for rows in [20, 4] {
+                        let compute = serial(kernel, precision);
+                        let (encoder, ill_x) = (ill.encoder(selection), ill_x.slice(s![..2 * rows, ..]));
+                        assert!(kernels::encode(compute, &encoder, ill_x, &mut scratch, &mut codes).is_err());
+                        let (encoder, x) = (healthy.encoder(selection), x.slice(s![..rows, ..]));
+                        kernels::encode(compute, &encoder, x, &mut scratch, &mut codes).unwrap();
+                        assert_eq!(codes, encode(compute, &encoder, x).unwrap(), "{kernel:?} {selection:?}");
+                    }
+                }
             }
         }
     }

@@ -266,7 +266,7 @@ pub(crate) struct Tolerance {
 impl Tolerance {
     /// A number of f64, rounded once.
     pub(crate) const ROUNDED: Self = Self { epsilons: 0.51, absolute: 0.0 };
-    /// A sum in f32. Random terms, up to 520 of them, are seen to be off by up to half of this.
+    /// A sum in f32. Those of these tests are seen to be off by up to 2.3.
     pub(crate) const SUM: Self = Self { epsilons: 4.0, absolute: 0.0 };
 
     pub(crate) fn of_kernel(kernel: Kernel) -> Self {

@@ -94,7 +94,8 @@ impl Candidates {
         for codes in &mut self.by_row[..rows] {
             codes.clear();
             if let Limit::Row(k) = limit {
-                codes.reserve(capacity(k));
+                // What another worker has found comes on top of the best of these.
+                codes.reserve(k + capacity(k));
             }
         }
         // Lanes that hold no row never have a candidate, up to the widest panel.
@@ -234,6 +235,9 @@ pub(super) fn merge(
     }
     let merge = |(row, codes): (usize, &mut Vec<Code>)| {
         for other in &*others {
+            if let Limit::Row(k) = limit {
+                keep_best(codes, k);
+            }
             codes.extend_from_slice(&other.by_row[row]);
         }
         if let Limit::Row(k) = limit {
