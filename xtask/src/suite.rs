@@ -36,6 +36,16 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     let path = env::join_paths(std::iter::once(libraries).chain(env::split_paths(&outer)))?;
     let mut examples = project.cargo(&["test", "--workspace", "--doc"]);
     steps.command("doc tests", examples.env("LD_LIBRARY_PATH", path))?;
+    let miri = ["run", "nightly", "cargo", "miri"];
+    if Project::has_tool("rustup", &[&miri[..], &["--version"]].concat()) {
+        // The kernels over portable registers, on small grids; Miri has no others.
+        let mut kernels = std::process::Command::new("rustup");
+        kernels.args(miri).args(["test", "-p", "sae-core", "--test", "kernels"]).current_dir(project.root());
+        kernels.env("MIRIFLAGS", "-Zmiri-tree-borrows -Zmiri-ignore-leaks -Zmiri-disable-isolation");
+        steps.command("miri", &mut kernels)?;
+    } else {
+        steps.skip("miri", "not installed");
+    }
     // sae-core as others have it: packaged without the workspace, and used from a project of its own.
     steps.command("package sae-core", &mut project.cargo(&["package", "-p", "sae-core", "--allow-dirty"]))?;
     let manifest = project.root().join("examples/other-project/Cargo.toml");
