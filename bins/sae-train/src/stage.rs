@@ -14,7 +14,7 @@ use model_kit::{OpenModel, TorchArgs, sample_inputs};
 use ndarray::ArrayView2;
 use sae_core::WeightDtype;
 use sae_core::metrics::{Firing, Reconstruction};
-use sae_trainer::{Trainer, TrainerConfig};
+use sae_trainer::{Schedule, Trainer, TrainerConfig};
 use sae_types::HookPoint;
 use serde_json::{Map, Value, json};
 use stage_kit::{CommonArgs, Existing, OutputFolder, Progress, RunManifest, UsageError, hash_file, prefetch};
@@ -22,6 +22,23 @@ use tch::{Device, Kind, Tensor};
 
 /// How many batches of prepared samples wait for the model.
 const BATCHES_AHEAD: usize = 2;
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LrSchedule {
+    /// In a straight line to 0
+    Linear,
+    /// Along half a cosine to 0
+    Cosine,
+}
+
+impl From<LrSchedule> for Schedule {
+    fn from(schedule: LrSchedule) -> Self {
+        match schedule {
+            LrSchedule::Linear => Self::Linear,
+            LrSchedule::Cosine => Self::Cosine,
+        }
+    }
+}
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StageArgs {
@@ -68,6 +85,9 @@ pub(crate) struct StageArgs {
     /// Optimizer steps over which the learning rate rises; at most a tenth of all of them
     #[arg(long, default_value_t = 1000)]
     lr_warmup_steps: u64,
+    /// How the learning rate falls afterwards
+    #[arg(long, value_enum, default_value_t = LrSchedule::Linear)]
+    lr_schedule: LrSchedule,
     /// A latent that did not fire for this many tokens is dead
     #[arg(long, default_value_t = 10_000_000)]
     dead_feature_threshold: u64,
@@ -203,6 +223,7 @@ fn start(args: &StageArgs, model: &OpenModel, seed: u64, steps: u64) -> Result<V
             let mut config = TrainerConfig::new(d_in, num_latents, args.k, steps);
             config.lr = args.lr;
             config.warmup_steps = args.lr_warmup_steps.min(steps / 10);
+            config.schedule = args.lr_schedule.into();
             config.grad_acc_steps =
                 u32::try_from(args.grad_acc_steps.get()).context("--grad-acc-steps is too large")?;
             config.auxk_alpha = args.auxk_alpha;

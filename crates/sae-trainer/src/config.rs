@@ -1,8 +1,21 @@
 //! [`TrainerConfig`], and the learning rate that follows from it.
 
+use std::f64::consts::PI;
+
 use sae_core::SaeConfig;
 
 use crate::TrainerError;
+
+/// How the learning rate falls once it has risen, over optimizer steps whatever the accumulation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Schedule {
+    /// In a straight line to 0.
+    #[default]
+    Linear,
+    /// Along half a cosine to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts): slowly at first and at last.
+    Cosine,
+}
 
 /// What is trained, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +31,8 @@ pub struct TrainerConfig {
     pub lr: Option<f64>,
     /// Optimizer steps over which the learning rate rises.
     pub warmup_steps: u64,
+    /// How the learning rate falls afterwards.
+    pub schedule: Schedule,
     /// Optimizer steps in all, at the end of which the learning rate is all but 0.
     pub total_steps: u64,
     /// Calls of [`Trainer::step`](crate::Trainer::step) that make one optimizer step, their gradients averaged.
@@ -46,6 +61,7 @@ impl TrainerConfig {
             k,
             lr: None,
             warmup_steps: 1000.min(total_steps / 10),
+            schedule: Schedule::Linear,
             total_steps,
             grad_acc_steps: 1,
             auxk_alpha: 0.0,
@@ -63,14 +79,18 @@ impl TrainerConfig {
     }
 
     /// The learning rate of optimizer step `step`, from 0: rises linearly to its peak at the last step of the warm-up, then falls
-    /// linearly, so that the step after the last would have 0. Both count optimizer steps, whatever the accumulation.
+    /// as [`TrainerConfig::schedule`] says, so that the step after the last would have 0.
     pub fn lr_at(&self, step: u64) -> f64 {
         let peak = self.lr.unwrap_or_else(|| self.default_lr());
         if step < self.warmup_steps {
             peak * (step + 1) as f64 / self.warmup_steps as f64
         } else {
             let falling = (self.total_steps - self.warmup_steps) as f64;
-            peak * self.total_steps.saturating_sub(step) as f64 / falling
+            let left = self.total_steps.saturating_sub(step) as f64 / falling;
+            match self.schedule {
+                Schedule::Linear => peak * left,
+                Schedule::Cosine => peak * 0.5 * (1.0 - (PI * left).cos()),
+            }
         }
     }
 
@@ -118,6 +138,18 @@ mod tests {
         assert_eq!(rates, expected);
         config.warmup_steps = 0;
         assert_eq!((config.lr_at(0), config.lr_at(6)), (1.0, 0.5));
+    }
+
+    #[test]
+    fn a_cosine_starts_and_ends_where_the_line_does_and_falls_later() {
+        let line = TrainerConfig { lr: Some(1.0), warmup_steps: 4, ..TrainerConfig::new(8, 16, 4, 12) };
+        let cosine = TrainerConfig { schedule: Schedule::Cosine, ..line.clone() };
+        for step in [0, 3, 4, 8, 12, 14] {
+            assert!((cosine.lr_at(step) - line.lr_at(step)).abs() < 1e-15, "step {step}");
+        }
+        // A quarter and three quarters of the way down: (1 ± cos 45°) / 2.
+        assert!((cosine.lr_at(6) - (0.5 + 0.125_f64.sqrt())).abs() < 1e-15);
+        assert!((cosine.lr_at(10) - (0.5 - 0.125_f64.sqrt())).abs() < 1e-15);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! loss    FVU [+ FVU at 4k latents / 8] [+ auxk_alpha · AuxK], each over the batch's own variance
 //! step    gradients averaged over grad_acc_steps batches -> part along the decoder's rows removed -> clipped together, once
 //!         -> Adam (0.9, 0.999, 1e-8) -> decoder rows back to length 1
-//! lr      2e-4 / sqrt(num_latents / 2^14), linear warm-up, linear decay to 0, both over optimizer steps
+//! lr      2e-4 / sqrt(num_latents / 2^14), linear warm-up, linear or cosine decay to 0, both over optimizer steps
 //! dead    not fired for dead_feature_threshold tokens; what counts is every row of every batch
 //! ```
 //!
@@ -43,7 +43,7 @@ mod loss;
 mod median;
 mod trainer;
 
-pub use config::TrainerConfig;
+pub use config::{Schedule, TrainerConfig};
 pub use error::TrainerError;
 pub use median::geometric_median;
 pub use trainer::{StepReport, Trainer, TrainerState};
