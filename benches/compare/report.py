@@ -58,6 +58,12 @@ def table(header, rows):
     return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
 
 
+def unsteady(row):
+    """Whether calls differed so much that something else must have run beside them."""
+    both = [row["ours"], row["pytorch"][row["pytorch_best"]]]
+    return any(side["median"] > 1.3 * side["min"] for side in both)
+
+
 def times(rows, extra):
     """Lines of a table of one operation and dtype."""
     header = ["shape", "tokens", *extra, "PyTorch ms", "its best way", "ours ms", "ratio", "medians", "rounds", "no copies"]
@@ -69,7 +75,7 @@ def times(rows, extra):
         body.append([
             row["shape"], f"{row['tokens']:,}", *(extra[name](row) for name in extra),
             number(row["pytorch"][row["pytorch_best"]]["min"]), row["pytorch_best"], number(row["ours"]["min"]),
-            f"{row['ratio']:.2f}", f"{row['ratio_of_medians']:.2f}", f"{min(rounds):.2f} to {max(rounds):.2f}",
+            f"{row['ratio']:.2f}{' †' if unsteady(row) else ''}", f"{row['ratio_of_medians']:.2f}", f"{min(rounds):.2f} to {max(rounds):.2f}",
             f"{without:.2f}" if without else "", f"{row['bound']['share']:.0%}", f"{row['check']['largest_difference']:.1e}",
         ])
     return table(header, body)
@@ -94,6 +100,8 @@ def markdown(result):
         "Times are the best call. `ratio` is PyTorch's best over ours; `medians` the ratio of the medians, `rounds` the smallest",
         "and largest ratio of the paired rounds, `no copies` against PyTorch's best that needs no second copy of the weights.",
         "`share of peak` is of a peak measured in the same rounds. Differences are shares of the row's largest number (encode: of the activation; gradients: of the tensor's largest).",
+        f"† {sum(map(unsteady, result['rows']))} of {len(result['rows'])} rows: the median call took over 1.3 times the best one, "
+        "on one side or the other.",
         "",
         "## Peaks",
         "",

@@ -132,7 +132,7 @@ fn pre_activations_that_overflow_are_named_with_the_first_row() {
 #[test]
 fn the_first_row_is_named_whichever_thread_found_it() {
     // Each group of latents overflows in a row of its own, the last group in the first row; large enough to wake threads.
-    let (n, groups, d_in) = if small() { (10, 9, 40) } else { (40, 39, 300) };
+    let (n, groups, d_in) = if small() { (10, 9, 40) } else { (100, 39, 600) };
     let latents = groups * 16;
     let mut weight = vec![0.0; latents * d_in];
     for latent in 0..latents {
