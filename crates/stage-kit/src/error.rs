@@ -16,6 +16,21 @@ impl UsageError {
     }
 }
 
+/// A run that a signal stopped and that saved what it had: exit code 128 + the signal's number.
+///
+/// A loop under [`crate::Interrupt`] returns it; context around it says what was saved and how to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted by {}", signal_name(*.0))]
+pub struct Interrupted(pub i32);
+
+fn signal_name(signal: i32) -> String {
+    match signal {
+        signal_hook::consts::SIGINT => "SIGINT".to_owned(),
+        signal_hook::consts::SIGTERM => "SIGTERM".to_owned(),
+        other => format!("signal {other}"),
+    }
+}
+
 /// What can go wrong around a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -37,6 +52,17 @@ pub enum KitError {
     Unnamed {
         /// The path asked for.
         path: PathBuf,
+    },
+    /// Another run has the checkpoint folder open.
+    #[error(
+        "{} is in use by {holder}: wait for that run to end, end it, or choose another --save-dir",
+        path.display()
+    )]
+    InUse {
+        /// The checkpoint folder.
+        path: PathBuf,
+        /// Which process, on which machine, as its lock file says.
+        holder: String,
     },
     /// A file operation failed.
     #[error("cannot {action} {}", path.display())]

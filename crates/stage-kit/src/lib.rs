@@ -1,4 +1,5 @@
-//! What every lmm-sae binary shares: logging, progress, run manifest, atomic output folders, ranks, devices, exit codes.
+//! What every lmm-sae binary shares: logging, progress, run manifest, atomic output folders, checkpoints, TensorBoard
+//! events, ranks, exit codes.
 //!
 //! It knows nothing of models, SAEs or data. A binary is a `main` of this shape:
 //!
@@ -42,6 +43,7 @@
 //! The flags and the opening of a model are `model-kit`'s, so that binaries without one do without libtorch.
 
 mod args;
+mod checkpoint;
 mod error;
 mod hash;
 mod interrupt;
@@ -50,16 +52,21 @@ mod manifest;
 mod output;
 mod prefetch;
 mod progress;
+mod resources;
 mod run;
+mod tensorboard;
 mod world;
 
 pub use args::CommonArgs;
-pub use error::{KitError, UsageError};
+pub use checkpoint::{Checkpoint, Checkpoints};
+pub use error::{Interrupted, KitError, UsageError};
 pub use hash::{hash_bytes, hash_file};
 pub use interrupt::Interrupt;
 pub use manifest::{Input, RunManifest};
 pub use output::{Existing, OutputFolder};
 pub use prefetch::{Prefetched, prefetch};
 pub use progress::Progress;
+pub use resources::{HostMemory, cores, format_bytes, free_disk};
 pub use run::{Stdout, main_with, stdout};
+pub use tensorboard::EventWriter;
 pub use world::{World, WorldArgs};

@@ -5,21 +5,26 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::UsageError;
 use crate::interrupt;
 use crate::logging::BesideBars;
+use crate::{Interrupted, UsageError};
 
 static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Runs a binary's body and turns its result into the exit code, the causes printed on stderr.
 ///
 /// 0 also when the reader of [`stdout`] went away; 2 for a [`UsageError`] anywhere among the causes (clap
-/// exits with 2 itself); 1 for every other error.
+/// exits with 2 itself); 128 + the signal's number for an [`Interrupted`] among them, which is told in one line
+/// without the word error; 1 for every other error.
 pub fn main_with(body: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     interrupt::install();
     let Err(error) = body() else { return ExitCode::SUCCESS };
     if STDOUT_CLOSED.load(Ordering::SeqCst) {
         return ExitCode::SUCCESS;
+    }
+    if let Some(Interrupted(signal)) = error.chain().find_map(|cause| cause.downcast_ref()) {
+        let _ = BesideBars.write_all(format!("{error:#}\n").as_bytes());
+        return ExitCode::from(u8::try_from(128 + signal).unwrap_or(1));
     }
     let _ = BesideBars.write_all(report(&error).as_bytes());
     let usage = error.chain().any(<dyn std::error::Error>::is::<UsageError>);
