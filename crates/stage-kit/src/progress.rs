@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use crate::logging::BARS;
 /// Time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// Notes longer than this many characters stand on a line of their own below the bar.
+const LONGEST_BESIDE: usize = 30;
+
 /// Counts steps and shows count, rate and time left on stderr; silent under `-q`.
 ///
 /// Shared by reference between threads. Dropped unfinished (an error, say), it leaves nothing behind.
@@ -21,6 +25,8 @@ pub struct Progress {
     unit: &'static str,
     started: Instant,
     bar: ProgressBar,
+    /// Whether the bar has a second line for its notes; once there, it stays, so that the lines do not jump.
+    tall: AtomicBool,
     plain: Option<Mutex<PlainLines>>,
 }
 
@@ -37,7 +43,8 @@ impl Progress {
         let shown = tracing::enabled!(tracing::Level::INFO);
         let (bar, plain) = if shown && io::stderr().is_terminal() {
             let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
-            let bar = BARS.add(bar.with_style(style(unit, total.is_some())).with_prefix(label.clone()));
+            let bar =
+                BARS.add(bar.with_style(style(unit, total.is_some(), false)).with_prefix(label.clone()));
             bar.enable_steady_tick(Duration::from_millis(200));
             (bar, None)
         } else {
@@ -48,7 +55,7 @@ impl Progress {
             let lines = PlainLines { last: Instant::now(), note: String::new() };
             (bar, shown.then(|| Mutex::new(lines)))
         };
-        Self { label, unit, started: Instant::now(), bar, plain }
+        Self { label, unit, started: Instant::now(), bar, tall: AtomicBool::new(false), plain }
     }
 
     /// `n` more are done.
@@ -62,12 +69,18 @@ impl Progress {
         }
     }
 
-    /// A few words to show beside the count, such as the current loss.
+    /// A few words to show beside the count, such as the current loss; a whole line of them stands below the bar, cut off
+    /// at the terminal's width.
     pub fn note(&self, note: impl Display) {
-        match &self.plain {
-            Some(plain) => plain.lock().unwrap_or_else(PoisonError::into_inner).note = note.to_string(),
-            None => self.bar.set_message(note.to_string()),
+        let note = note.to_string();
+        if let Some(plain) = &self.plain {
+            plain.lock().unwrap_or_else(PoisonError::into_inner).note = note;
+            return;
         }
+        if note.chars().count() > LONGEST_BESIDE && !self.tall.swap(true, Ordering::Relaxed) {
+            self.bar.set_style(style(self.unit, self.bar.length().is_some(), true));
+        }
+        self.bar.set_message(note);
     }
 
     /// How many are done.
@@ -116,11 +129,12 @@ impl Drop for Progress {
     }
 }
 
-fn style(unit: &str, bounded: bool) -> ProgressStyle {
+fn style(unit: &str, bounded: bool, tall: bool) -> ProgressStyle {
+    let note = if tall { "\n  {wide_msg}" } else { " {msg}" };
     let template = if bounded {
-        format!("{{prefix}} {{bar:24}} {{pos}}/{{len}} {unit} {{per_sec}} {{eta}} left {{msg}}")
+        format!("{{prefix}} {{bar:24}} {{pos}}/{{len}} {unit} {{per_sec}} {{eta}} left{note}")
     } else {
-        format!("{{prefix}} {{spinner}} {{pos}} {unit} {{per_sec}} {{elapsed}} {{msg}}")
+        format!("{{prefix}} {{spinner}} {{pos}} {unit} {{per_sec}} {{elapsed}}{note}")
     };
     ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -143,10 +157,86 @@ mod tests {
         assert!(endless.line("").starts_with("read: 3 rows, "));
     }
 
+    /// Keeps what is drawn.
+    #[derive(Clone, Debug, Default)]
+    struct Screen(std::sync::Arc<Mutex<String>>);
+
+    impl indicatif::TermLike for Screen {
+        fn width(&self) -> u16 {
+            80
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(&format!("{text}\n"))
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.write_str("\r")
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_long_note_gets_a_line_of_its_own_and_keeps_it() {
+        for total in [Some(100), None] {
+            let screen = Screen::default();
+            let target = indicatif::ProgressDrawTarget::term_like(Box::new(screen.clone()));
+            let bar = ProgressBar::with_draw_target(total, target).with_prefix("train");
+            bar.set_style(style("rows", total.is_some(), false));
+            let tall = AtomicBool::new(false);
+            let progress = Progress {
+                label: String::new(),
+                unit: "rows",
+                started: Instant::now(),
+                bar,
+                tall,
+                plain: None,
+            };
+            let drawn = |note: &str| {
+                screen.0.lock().unwrap().clear();
+                progress.note(note);
+                progress.bar.force_draw();
+                let text = screen.0.lock().unwrap().clone();
+                // Every line but the last is filled up to the width of the screen.
+                let shown: Vec<char> = text.rsplit('\r').next().unwrap().chars().collect();
+                shown
+                    .chunks(80)
+                    .map(|line| line.iter().collect::<String>().trim().to_owned())
+                    .collect::<Vec<_>>()
+            };
+            let short = drawn("loss 0.1");
+            assert_eq!(short.len(), 1, "{short:?}");
+            assert!(short[0].starts_with("train") && short[0].ends_with("loss 0.1"), "{short:?}");
+            let long = "model.layers.12 fvu 0.123, ".repeat(4);
+            for note in [long.as_str(), "loss 0.1"] {
+                let lines = drawn(note);
+                assert_eq!(lines.len(), 2, "{lines:?}");
+                assert!(lines[0].starts_with("train") && lines[0].ends_with(['t', 's']), "{lines:?}");
+                assert!(!lines[1].is_empty() && note.starts_with(&lines[1]), "{lines:?}");
+            }
+        }
+    }
+
     #[test]
     fn templates_parse() {
-        for bounded in [true, false] {
-            let bar = ProgressBar::hidden().with_style(style("rows", bounded));
+        for (bounded, tall) in [(true, false), (true, true), (false, false), (false, true)] {
+            let bar = ProgressBar::hidden().with_style(style("rows", bounded, tall));
             bar.inc(1);
         }
         assert!(ProgressStyle::with_template("{bar:24} {pos}/{len} rows {per_sec} {eta} left {msg}").is_ok());
