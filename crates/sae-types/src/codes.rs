@@ -121,6 +121,57 @@ impl SparseCodes {
         self.values.extend_from_slice(&other.values);
     }
 
+    /// The `k` largest activations of each row, ties to the lower latent, and the others; both have as many rows as `self`.
+    ///
+    /// So codes of the widest selection that a loss looks at (Multi-TopK's `4k`) give the narrower ones.
+    pub fn largest_per_row(&self, k: usize) -> (Self, Self) {
+        let mut scratch = Vec::new();
+        let mut parts = Parts::new(self, k.saturating_mul(self.n_rows()));
+        for row in self.rows() {
+            parts.push(row, &mut Cut::new(row.values, k, &mut scratch));
+        }
+        (parts.kept, parts.rest)
+    }
+
+    /// The `n` largest activations of all rows together, ties to the lower row, then to the lower latent, and the others;
+    /// both have as many rows as `self`.
+    pub fn largest_in_all(&self, n: usize) -> (Self, Self) {
+        let mut cut = Cut::new(&self.values, n, &mut Vec::new());
+        let mut parts = Parts::new(self, n);
+        for row in self.rows() {
+            parts.push(row, &mut cut);
+        }
+        (parts.kept, parts.rest)
+    }
+
+    /// The codes by range of latents: element `i` has those of `prefixes[i - 1]..prefixes[i]` (from 0 where `i` is 0), as
+    /// many rows as `self`, and its width. Together they are `self`.
+    ///
+    /// # Panics
+    /// When `prefixes` does not rise strictly from above 0 to [`SparseCodes::num_latents`].
+    #[track_caller]
+    pub fn split_at(&self, prefixes: &[usize]) -> Vec<Self> {
+        let rising = prefixes.first().is_some_and(|&first| first > 0) && prefixes.is_sorted_by(|a, b| a < b);
+        assert!(
+            rising && prefixes.last() == Some(&self.num_latents),
+            "prefixes {prefixes:?}, expected to rise strictly to {} latents",
+            self.num_latents
+        );
+        let mut parts: Vec<_> =
+            prefixes.iter().map(|_| Self::with_capacity(self.num_latents, self.n_rows(), 0)).collect();
+        for row in self.rows() {
+            let mut start = 0;
+            for (part, &prefix) in parts.iter_mut().zip(prefixes) {
+                let end = row.latents.partition_point(|&latent| (latent as usize) < prefix);
+                part.latents.extend_from_slice(&row.latents[start..end]);
+                part.values.extend_from_slice(&row.values[start..end]);
+                part.offsets.push(part.latents.len());
+                start = end;
+            }
+        }
+        parts
+    }
+
     /// The width of the dictionary.
     pub fn num_latents(&self) -> usize {
         self.num_latents
@@ -189,9 +240,121 @@ impl<'a> CodeRow<'a> {
     }
 }
 
+/// Which of a sequence of activations are among the largest, earlier ones first where they are equal.
+struct Cut {
+    /// All above it are kept.
+    smallest: f32,
+    /// How many of those that equal it are still to be kept.
+    ties: usize,
+}
+
+impl Cut {
+    /// Keeps `count` of `values`, which stay as they are; `scratch` takes a copy.
+    fn new(values: &[f32], count: usize, scratch: &mut Vec<f32>) -> Self {
+        if count == 0 {
+            return Self { smallest: f32::INFINITY, ties: 0 };
+        }
+        if count >= values.len() {
+            return Self { smallest: f32::NEG_INFINITY, ties: 0 };
+        }
+        scratch.clear();
+        scratch.extend_from_slice(values);
+        // Neither zero nor NaN is among them, so that the total order is that of the numbers.
+        let (larger, &mut smallest, _) = scratch.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
+        let above = larger.iter().filter(|&&value| value > smallest).count();
+        Self { smallest, ties: count - above }
+    }
+
+    /// Whether the next activation in order is kept.
+    fn keeps(&mut self, value: f32) -> bool {
+        if value == self.smallest && self.ties > 0 {
+            self.ties -= 1;
+            return true;
+        }
+        value > self.smallest
+    }
+}
+
+/// Codes on their way into two.
+struct Parts {
+    kept: SparseCodes,
+    rest: SparseCodes,
+}
+
+impl Parts {
+    fn new(codes: &SparseCodes, kept: usize) -> Self {
+        let (width, rows, kept) = (codes.num_latents, codes.n_rows(), kept.min(codes.n_codes()));
+        let rest = codes.n_codes() - kept;
+        Self {
+            kept: SparseCodes::with_capacity(width, rows, kept),
+            rest: SparseCodes::with_capacity(width, rows, rest),
+        }
+    }
+
+    fn push(&mut self, row: CodeRow<'_>, cut: &mut Cut) {
+        for (&latent, &value) in row.latents.iter().zip(row.values) {
+            let part = if cut.keeps(value) { &mut self.kept } else { &mut self.rest };
+            part.latents.push(latent);
+            part.values.push(value);
+        }
+        for part in [&mut self.kept, &mut self.rest] {
+            part.offsets.push(part.latents.len());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn codes(num_latents: usize, rows: &[&[(u32, f32)]]) -> SparseCodes {
+        let mut codes = SparseCodes::new(num_latents);
+        for row in rows {
+            codes.push_row(row.iter().map(|&(latent, value)| (FeatureId(latent), value))).unwrap();
+        }
+        codes
+    }
+
+    #[test]
+    fn the_largest_of_each_row_go_to_the_lower_latent_in_ties() {
+        let all =
+            codes(9, &[&[(0, 1.0), (2, 3.0), (4, 1.0), (6, 1.0)], &[], &[(8, -2.0)], &[(1, 2.0), (3, 5.0)]]);
+        let (kept, rest) = all.largest_per_row(2);
+        assert_eq!(kept, codes(9, &[&[(0, 1.0), (2, 3.0)], &[], &[(8, -2.0)], &[(1, 2.0), (3, 5.0)]]));
+        assert_eq!(rest, codes(9, &[&[(4, 1.0), (6, 1.0)], &[], &[], &[]]));
+        let (kept, rest) = all.largest_per_row(0);
+        assert_eq!((kept.n_codes(), &rest), (0, &all));
+        assert_eq!(all.largest_per_row(usize::MAX), (all.clone(), codes(9, &[&[], &[], &[], &[]])));
+    }
+
+    #[test]
+    fn the_largest_of_all_go_to_the_lower_row_in_ties() {
+        let all = codes(5, &[&[(3, 1.0)], &[(0, 1.0), (1, 4.0), (2, 1.0)], &[], &[(0, 1.0), (4, 2.0)]]);
+        let (kept, rest) = all.largest_in_all(4);
+        assert_eq!(kept, codes(5, &[&[(3, 1.0)], &[(0, 1.0), (1, 4.0)], &[], &[(4, 2.0)]]));
+        assert_eq!(rest, codes(5, &[&[], &[(2, 1.0)], &[], &[(0, 1.0)]]));
+        for n in 0..8 {
+            let (kept, rest) = all.largest_in_all(n);
+            assert_eq!((kept.n_codes(), kept.n_rows(), rest.n_rows()), (n.min(6), 4, 4));
+            assert_eq!(kept.n_codes() + rest.n_codes(), 6);
+        }
+    }
+
+    #[test]
+    fn ranges_of_latents_are_all_of_them() {
+        let all = codes(6, &[&[(0, 1.0), (2, 2.0), (5, 3.0)], &[], &[(3, 4.0)]]);
+        let parts = all.split_at(&[1, 3, 6]);
+        assert_eq!(parts[0], codes(6, &[&[(0, 1.0)], &[], &[]]));
+        assert_eq!(parts[1], codes(6, &[&[(2, 2.0)], &[], &[]]));
+        assert_eq!(parts[2], codes(6, &[&[(5, 3.0)], &[], &[(3, 4.0)]]));
+        assert_eq!(all.split_at(&[6]), [all]);
+    }
+
+    #[test]
+    #[should_panic(expected = "prefixes [2, 4], expected to rise strictly to 6 latents")]
+    fn ranges_must_reach_the_width() {
+        codes(6, &[]).split_at(&[2, 4]);
+    }
 
     #[test]
     fn refuses_bad_rows_and_stays_as_it_was() {
