@@ -4,11 +4,11 @@
 //! cargo run -p sae-core --example encode_vectors -- <SAE folder> <in.safetensors> <out.safetensors>
 //! ```
 //!
-//! The input holds `x` f32 `[n, d_in]`. The output holds, for k codes a row,
+//! The input holds `x` f32 `[n, d_in]`. The output holds, for at most k codes a row,
 //!
 //! * `latents` i64 `[n, k]`, ascending; a row with fewer codes is filled up with -1,
 //! * `activations` f32 `[n, k]`, 0 where the latent is -1,
-//! * `reconstruction` f32 `[n, d_in]`.
+//! * `reconstruction` f32 `[n, d_in]`; of a transcoder, what it predicts.
 
 #![expect(clippy::print_stderr, reason = "a command line tool says on stderr what went wrong")]
 
@@ -45,10 +45,10 @@ fn main() -> ExitCode {
 fn run(folder: &Path, input: &Path, output: &Path) -> Result<(), Box<dyn Error>> {
     let sae = Sae::load(folder)?;
     let x = read(input, sae.d_in()).map_err(|error| format!("{}: {error}", input.display()))?;
-    let codes = sae.encode(x.view())?;
-    let reconstruction = sae.decode(&codes);
-    write(output, &codes, sae.k(), &reconstruction)
-        .map_err(|error| format!("{}: {error}", output.display()).into())
+    let (codes, reconstruction) = sae.reconstruct(x.view())?;
+    // BatchTopK keeps what exceeds its threshold, however many that are.
+    let k = codes.rows().map(|row| row.len()).max().unwrap_or(0).max(sae.k());
+    write(output, &codes, k, &reconstruction).map_err(|error| format!("{}: {error}", output.display()).into())
 }
 
 fn read(path: &Path, d_in: usize) -> Result<Array2<f32>, Box<dyn Error>> {

@@ -83,8 +83,8 @@ pub enum SaeError {
         /// The tensors there are.
         present: Vec<String>,
     },
-    /// A tensor that a TopK autoencoder does not have, and whose meaning would be lost.
-    #[error("{} holds tensor {tensor}, which a TopK autoencoder does not have", path.display())]
+    /// A tensor that an autoencoder of this configuration does not have, and whose meaning would be lost.
+    #[error("{} holds tensor {tensor}, which an autoencoder as its cfg.json says does not have", path.display())]
     UnexpectedTensor {
         /// The file.
         path: PathBuf,
@@ -122,6 +122,13 @@ pub enum SaeError {
         expected: Vec<usize>,
         /// The number of elements given.
         got: usize,
+    },
+    /// A skip weight where the configuration has no skip connection, or none where it has one.
+    #[error("field skip_connection is {skip_connection}, but the tensor W_skip is {}",
+        if *skip_connection { "missing" } else { "given" })]
+    SkipWeight {
+        /// What the configuration says.
+        skip_connection: bool,
     },
     /// A weight too large for the dtype it is to be saved in.
     #[error("tensor {tensor} holds {value}, which does not fit {dtype}; save as F32 or BF16")]

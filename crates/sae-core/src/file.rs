@@ -17,20 +17,26 @@ use crate::{SaeConfig, SaeError, WeightDtype, Weights};
 const CONFIG: &str = "cfg.json";
 const WEIGHTS: &str = "sae.safetensors";
 
-/// The tensors of the file, in the order [`shapes`] lists them.
-pub(crate) const TENSORS: [&str; 4] = ["encoder.weight", "encoder.bias", "W_dec", "b_dec"];
+/// The tensors a file can have, in the order [`shapes`] lists those it has.
+pub(crate) const TENSORS: [&str; 5] = ["encoder.weight", "encoder.bias", "W_dec", "b_dec", SKIP];
+/// The tensor of a skip connection, the last.
+pub(crate) const SKIP: &str = "W_skip";
 
-/// Shapes that follow from the configuration.
-pub(crate) fn shapes(config: &SaeConfig) -> [Vec<usize>; 4] {
+/// The tensors that follow from the configuration, in the order of [`TENSORS`], with their shapes.
+pub(crate) fn shapes(config: &SaeConfig) -> Vec<Vec<usize>> {
     let (latents, d_in) = (config.num_latents, config.d_in);
-    [vec![latents, d_in], vec![latents], vec![latents, d_in], vec![d_in]]
+    let mut shapes = vec![vec![latents, d_in], vec![latents], vec![latents, d_in], vec![d_in]];
+    if config.skip_connection {
+        shapes.push(vec![d_in, d_in]);
+    }
+    shapes
 }
 
-/// A weight file, mapped, its four tensors found and checked.
+/// A weight file, mapped, its tensors found and checked.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     map: Mmap,
-    /// Dtype and bytes of each of [`TENSORS`].
+    /// Dtype and bytes of each of [`TENSORS`] that the configuration has.
     tensors: Vec<(WeightDtype, Range<usize>)>,
 }
 
@@ -55,11 +61,13 @@ pub(crate) fn load(folder: &Path) -> Result<(SaeConfig, Mapped), SaeError> {
     // The length of the header stands in the first 8 bytes.
     let data_start = 8 + header;
     let mut present = metadata.offset_keys();
-    if let Some(tensor) = present.iter().find(|name| !TENSORS.contains(&name.as_str())) {
+    let shapes = shapes(&config);
+    let expected = &TENSORS[..shapes.len()];
+    if let Some(tensor) = present.iter().find(|name| !expected.contains(&name.as_str())) {
         return Err(SaeError::UnexpectedTensor { path, tensor: tensor.clone() });
     }
-    let mut tensors = Vec::with_capacity(TENSORS.len());
-    for (tensor, expected) in TENSORS.into_iter().zip(shapes(&config)) {
+    let mut tensors = Vec::with_capacity(shapes.len());
+    for (tensor, expected) in TENSORS.into_iter().zip(shapes) {
         let Some(info) = metadata.info(tensor) else {
             present.sort_unstable();
             return Err(SaeError::MissingTensor { path, tensor, present });
@@ -114,10 +122,10 @@ impl View for Outgoing<'_> {
 pub(crate) fn save(
     folder: &Path,
     config: &SaeConfig,
-    tensors: [Weights<'_>; 4],
+    tensors: &[Weights<'_>],
     dtype: WeightDtype,
 ) -> Result<(), SaeError> {
-    for (tensor, weights) in TENSORS.into_iter().zip(&tensors) {
+    for (tensor, weights) in TENSORS.into_iter().zip(tensors) {
         if let Some(value) = weights.overflow(dtype) {
             return Err(SaeError::Overflow { tensor, value, dtype });
         }
@@ -134,7 +142,7 @@ pub(crate) fn save(
 fn write(
     folder: &Path,
     config: &SaeConfig,
-    tensors: [Weights<'_>; 4],
+    tensors: &[Weights<'_>],
     dtype: WeightDtype,
 ) -> Result<(), SaeError> {
     let error = |path: &Path| {
@@ -148,8 +156,8 @@ fn write(
     let shapes = shapes(config);
     let outgoing = TENSORS
         .into_iter()
-        .zip(tensors.into_iter().zip(&shapes))
-        .map(|(name, (weights, shape))| (name, Outgoing { weights, shape, dtype }));
+        .zip(tensors.iter().zip(&shapes))
+        .map(|(name, (&weights, shape))| (name, Outgoing { weights, shape, dtype }));
     safetensors::serialize_to_file(outgoing, None, &new_weights).map_err(|source| {
         let source = match source {
             safetensors::SafeTensorError::IoError(source) => source,

@@ -1,4 +1,4 @@
-//! TopK sparse autoencoders on a CPU: read them, run them, measure them, write them.
+//! TopK and BatchTopK sparse autoencoders and transcoders on a CPU: read them, run them, measure them, write them.
 //!
 //! A sparse autoencoder takes an activation vector of a neural network apart into a few of many latents, and puts it together again:
 //!
@@ -7,12 +7,16 @@
 //! x̂   = b_dec + Σ pre[latent] · W_dec[latent]
 //! ```
 //!
+//! BatchTopK keeps what exceeds one threshold instead of the k largest. A *transcoder* predicts a module's output from the
+//! module's input, and does not subtract `b_dec`. A *skip connection* adds `x · W_skipᵀ`, in either.
+//!
 //! Checkpoints are those of EleutherAI's sparsify and of multimodal-sae: a folder with `cfg.json` and `sae.safetensors`
-//! (`encoder.weight [num_latents, d_in]`, `encoder.bias [num_latents]`, `W_dec [num_latents, d_in]`, `b_dec [d_in]`), in f32, f16 or
-//! bf16. Weights are memory-mapped and converted a tile at a time, so that an autoencoder of a billion parameters opens
+//! (`encoder.weight [num_latents, d_in]`, `encoder.bias [num_latents]`, `W_dec [num_latents, d_in]`, `b_dec [d_in]`, and with a skip
+//! connection `W_skip [d_in, d_in]`), in f32, f16 or bf16. BatchTopK adds `"activation": "batch_topk"` and `"threshold"` to
+//! `cfg.json`, a nested dictionary (Matryoshka) `"matryoshka"`, the lengths of its prefixes. Weights are memory-mapped and converted a tile at a time, so that an autoencoder of a billion parameters opens
 //! at once and takes no memory beyond the file's own pages.
 //!
-//! [`Sae::encode`] and [`Sae::decode`] are the short way. The [`kernels`] below them take buffers, threads, instruction set
+//! [`Sae::encode`], [`Sae::decode`] and [`Sae::reconstruct`] are the short way. The [`kernels`] below them take buffers, threads, instruction set
 //! and precision from the caller, select by TopK, BatchTopK or thresholds (JumpReLU), decode nested dictionaries, and give sparse
 //! gradients. They run on AVX-512 (with bf16 products where the CPU has them), AVX2, NEON, or whatever there is.
 //!
@@ -27,6 +31,7 @@
 //!     encoder_bias: vec![0.0; 4],
 //!     decoder_weight: directions,
 //!     decoder_bias: vec![0.0; 2],
+//!     skip_weight: None,
 //! };
 //! let sae = Sae::from_parts(SaeConfig::new(2, 4, 2), tensors)?;
 //!
@@ -63,7 +68,7 @@
 //! # What it refuses
 //!
 //! libtorch, async, the network, a command line. Checkpoints whose numbers it would get wrong are refused by the name of the
-//! field: GroupMax, transcoders, skip connections, and the TopK without ReLU of early 2024 (`signed: true`).
+//! field: GroupMax, and the TopK without ReLU of early 2024 (`signed: true`).
 
 #![expect(clippy::needless_pass_by_value, reason = "array views are passed by value, as ndarray does")]
 

@@ -1,5 +1,9 @@
-//! How well an autoencoder reconstructs, and which latents it uses. Sums are f64, streamed over any number of batches.
+//! How well an autoencoder reconstructs, which latents it uses, and which of them double others. Sums are f64, streamed over
+//! any number of batches.
 
+mod decoder_cosines;
+
+pub use decoder_cosines::DecoderCosines;
 use ndarray::ArrayView2;
 use sae_types::SparseCodes;
 
@@ -8,6 +12,9 @@ use sae_types::SparseCodes;
 ///
 /// The variance is kept as a mean and a sum of squared deviations, merged batch by batch (Chan's method), so that a
 /// large common offset costs no digits. The result depends on how rows were batched only in the last digits of f64.
+///
+/// Of a transcoder, `x` is the module's output and `x̂` what is predicted of it. Parts of a set (image and text tokens) are measured
+/// each with its own value, and the whole by [`Reconstruction::merge`].
 #[derive(Clone, Debug, Default)]
 pub struct Reconstruction {
     rows: usize,
@@ -15,6 +22,10 @@ pub struct Reconstruction {
     deviation: f64,
     residual: f64,
     sum_of_squares: f64,
+    /// Rows that are not zero, which have a direction and a length to compare with.
+    directed: usize,
+    cosines: f64,
+    ratios: f64,
 }
 
 impl Reconstruction {
@@ -40,10 +51,22 @@ impl Reconstruction {
             }
         }
         for (x, y) in x.rows().into_iter().zip(reconstruction.rows()) {
+            let (mut xx, mut xy, mut yy) = (0.0, 0.0, 0.0);
             for ((&x, &y), mean) in x.iter().zip(y).zip(&batch.mean) {
-                batch.deviation += (f64::from(x) - mean).powi(2);
-                batch.residual += (f64::from(x) - f64::from(y)).powi(2);
-                batch.sum_of_squares += f64::from(x).powi(2);
+                let (x, y) = (f64::from(x), f64::from(y));
+                batch.deviation += (x - mean).powi(2);
+                batch.residual += (x - y).powi(2);
+                xx += x * x;
+                xy += x * y;
+                yy += y * y;
+            }
+            batch.sum_of_squares += xx;
+            if xx > 0.0 {
+                batch.directed += 1;
+                batch.ratios += (yy / xx).sqrt();
+                if yy > 0.0 {
+                    batch.cosines += xy / (xx.sqrt() * yy.sqrt());
+                }
             }
         }
         self.merge(&batch);
@@ -73,6 +96,9 @@ impl Reconstruction {
         self.deviation += other.deviation + between * n * m / (n + m);
         self.residual += other.residual;
         self.sum_of_squares += other.sum_of_squares;
+        self.directed += other.directed;
+        self.cosines += other.cosines;
+        self.ratios += other.ratios;
         self.rows += other.rows;
     }
 
@@ -89,6 +115,17 @@ impl Reconstruction {
     /// The uncentred `Σ ||x - x̂||² / Σ ||x||²`, never larger than the FVU. `None` where all rows are zero.
     pub fn nmse(&self) -> Option<f64> {
         (self.sum_of_squares > 0.0).then(|| self.residual / self.sum_of_squares)
+    }
+
+    /// The mean of `<x, x̂> / (||x|| ||x̂||)` over the rows that are not zero, 0 where `x̂` is zero. `None` where all rows are zero.
+    pub fn cosine(&self) -> Option<f64> {
+        (self.directed > 0).then(|| self.cosines / self.directed as f64)
+    }
+
+    /// The mean of `||x̂|| / ||x||` over the rows that are not zero: below 1 where reconstructions shrink. `None` where all rows
+    /// are zero.
+    pub fn norm_ratio(&self) -> Option<f64> {
+        (self.directed > 0).then(|| self.ratios / self.directed as f64)
     }
 }
 
@@ -118,6 +155,19 @@ impl Firing {
         }
     }
 
+    /// Adds what another accumulator has seen.
+    ///
+    /// # Panics
+    /// When the widths differ.
+    #[track_caller]
+    pub fn merge(&mut self, other: &Self) {
+        assert_eq!(other.counts.len(), self.counts.len(), "width of the dictionary");
+        self.rows += other.rows;
+        for (count, other) in self.counts.iter_mut().zip(&other.counts) {
+            *count += other;
+        }
+    }
+
     /// How many rows were pushed.
     pub fn rows(&self) -> usize {
         self.rows
@@ -142,6 +192,23 @@ impl Firing {
     pub fn dense_share(&self, frequency: f64) -> Option<f64> {
         let limit = frequency * self.rows as f64;
         self.share(|count| count as f64 > limit)
+    }
+
+    /// `[edges - 1]` how many latents have a `log10(fired / rows)` from one of `edges`, which rise, up to the next; below the
+    /// first and at the last count with their neighbours. Latents that never fired have no logarithm and are in none.
+    ///
+    /// # Panics
+    /// With fewer than two edges.
+    #[track_caller]
+    pub fn log10_histogram(&self, edges: &[f64]) -> Vec<u64> {
+        assert!(edges.len() > 1, "{} edges, expected at least 2", edges.len());
+        let mut bins = vec![0; edges.len() - 1];
+        let inner = &edges[1..edges.len() - 1];
+        for &count in self.counts.iter().filter(|&&count| count > 0) {
+            let logarithm = (count as f64 / self.rows as f64).log10();
+            bins[inner.partition_point(|&edge| edge <= logarithm)] += 1;
+        }
+        bins
     }
 
     fn share(&self, of: impl Fn(u64) -> bool) -> Option<f64> {
@@ -191,6 +258,20 @@ mod tests {
     }
 
     #[test]
+    fn cosine_and_norm_ratio_by_hand() {
+        let x = array![[3.0, 4.0], [0.0, 2.0], [0.0, 0.0], [1.0, 0.0]];
+        let y = array![[3.0, 4.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]];
+        let mut metric = Reconstruction::new();
+        assert_eq!((metric.cosine(), metric.norm_ratio()), (None, None));
+        for rows in [0..1, 1..4] {
+            metric.push(x.slice(s![rows.clone(), ..]), y.slice(s![rows, ..]));
+        }
+        let root = 0.5_f64.sqrt();
+        assert!((metric.cosine().unwrap() - (1.0 + root) / 3.0).abs() < 1e-15);
+        assert!((metric.norm_ratio().unwrap() - (1.0 + root) / 3.0).abs() < 1e-15);
+    }
+
+    #[test]
     fn firing_by_hand() {
         let mut codes = SparseCodes::new(4);
         codes.push_row([(FeatureId(0), 1.0), (FeatureId(2), 1.0)]).unwrap();
@@ -203,5 +284,10 @@ mod tests {
             (firing.l0(), firing.dead_share(), firing.dense_share(0.5)),
             (Some(1.5), Some(0.5), Some(0.25))
         );
+        assert_eq!(firing.log10_histogram(&[-1.0, -0.1, 0.0]), [1, 1]);
+        assert_eq!(firing.log10_histogram(&[-0.2, -0.1]), [2]);
+        let half = firing.clone();
+        firing.merge(&half);
+        assert_eq!((firing.rows(), firing.counts()), (4, &[4, 0, 2, 0][..]));
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ndarray::Array2;
 use proptest::prelude::*;
-use sae_core::{HookPoint, Sae, SaeConfig, SaeError, SaeTensors, WeightDtype};
+use sae_core::{Activation, HookPoint, Sae, SaeConfig, SaeError, SaeTensors, WeightDtype};
 use safetensors::{Dtype, tensor::TensorView};
 
 const D_IN: usize = 3;
@@ -20,11 +20,76 @@ fn tensors() -> SaeTensors {
         encoder_bias: ramp(LATENTS),
         decoder_weight: ramp(LATENTS * D_IN).into_iter().rev().collect(),
         decoder_bias: ramp(D_IN),
+        skip_weight: None,
     }
 }
 
 fn sae() -> Sae {
     Sae::from_parts(SaeConfig::new(D_IN, LATENTS, 2), tensors()).unwrap()
+}
+
+fn plain() -> SaeConfig {
+    SaeConfig::new(D_IN, LATENTS, 2)
+}
+
+fn with(change: fn(&mut SaeConfig)) -> SaeConfig {
+    let mut config = plain();
+    change(&mut config);
+    config
+}
+
+/// One configuration of each kind, and with everything at once.
+fn kinds() -> Vec<SaeConfig> {
+    vec![
+        plain(),
+        with(|config| config.activation = Activation::BatchTopK { threshold: 0.7 }),
+        with(|config| config.matryoshka = vec![1, 3, 5]),
+        with(|config| config.transcode = true),
+        with(|config| config.skip_connection = true),
+        with(|config| {
+            config.activation = Activation::BatchTopK { threshold: 0.1 };
+            config.matryoshka = vec![2, 5];
+            config.transcode = true;
+            config.skip_connection = true;
+        }),
+    ]
+}
+
+fn of_kind(config: &SaeConfig) -> SaeTensors {
+    let skip = (0..D_IN * D_IN).map(|i| 0.9 - 0.21 * i as f32).collect();
+    SaeTensors { skip_weight: config.skip_connection.then_some(skip), ..tensors() }
+}
+
+/// Codes, dense `[n, LATENTS]`, and what they stand for `[n, D_IN]`, by the formulas, in f64.
+fn by_formula(config: &SaeConfig, tensors: &SaeTensors, x: &Array2<f32>) -> (Array2<f64>, Array2<f64>) {
+    let matrix = |rows, cols, numbers: &[f32]| {
+        Array2::from_shape_fn((rows, cols), |(i, j)| f64::from(numbers[i * cols + j]))
+    };
+    let (encoder, decoder) =
+        (matrix(LATENTS, D_IN, &tensors.encoder_weight), matrix(LATENTS, D_IN, &tensors.decoder_weight));
+    let (encoder_bias, decoder_bias) =
+        (matrix(1, LATENTS, &tensors.encoder_bias), matrix(1, D_IN, &tensors.decoder_bias));
+    let x = x.mapv(f64::from);
+    let centred = if config.transcode { x.clone() } else { &x - &decoder_bias };
+    let mut codes = (centred.dot(&encoder.t()) + &encoder_bias).mapv(|pre| pre.max(0.0));
+    for mut row in codes.rows_mut() {
+        match config.activation {
+            Activation::TopK => {
+                let mut sorted = row.to_vec();
+                sorted.sort_by(|a, b| b.total_cmp(a));
+                row.mapv_inplace(|code| if code < sorted[config.k - 1] { 0.0 } else { code });
+            }
+            Activation::BatchTopK { threshold } => {
+                row.mapv_inplace(|code| if code > f64::from(threshold) { code } else { 0.0 });
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut out = codes.dot(&decoder) + decoder_bias;
+    if let Some(skip) = &tensors.skip_weight {
+        out += &x.dot(&matrix(D_IN, D_IN, skip).t());
+    }
+    (codes, out)
 }
 
 /// The message with its causes.
@@ -47,43 +112,121 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+fn rounded(tensors: SaeTensors, dtype: WeightDtype) -> SaeTensors {
+    let round = |numbers: Vec<f32>| match dtype {
+        WeightDtype::F32 => numbers,
+        WeightDtype::F16 => numbers.into_iter().map(|x| half::f16::from_f32(x).to_f32()).collect(),
+        WeightDtype::Bf16 => numbers.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect(),
+    };
+    SaeTensors {
+        encoder_weight: round(tensors.encoder_weight),
+        encoder_bias: round(tensors.encoder_bias),
+        decoder_weight: round(tensors.decoder_weight),
+        decoder_bias: round(tensors.decoder_bias),
+        skip_weight: tensors.skip_weight.map(round),
+    }
+}
+
 #[test]
-fn every_dtype_comes_back_and_agrees_with_its_own_rounding() {
+fn every_kind_and_dtype_comes_back_and_agrees_with_its_own_rounding() {
     let root = tempfile::tempdir().unwrap();
     let x = Array2::from_shape_fn((9, D_IN), |(i, j)| (i as f32 - 4.0) * 0.3 + j as f32);
-    for dtype in [WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16] {
-        let folder = root.path().join("checkpoints").join(dtype.to_string());
-        sae().save(&folder, dtype).unwrap();
-        assert_eq!(names(&folder), ["cfg.json", "sae.safetensors"]);
-        let loaded = Sae::load(&folder).unwrap();
-        assert_eq!(loaded.config(), sae().config());
-        let round = |numbers: Vec<f32>| match dtype {
-            WeightDtype::F32 => numbers,
-            WeightDtype::F16 => numbers.into_iter().map(|x| half::f16::from_f32(x).to_f32()).collect(),
-            WeightDtype::Bf16 => numbers.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect(),
-        };
-        let original = tensors();
-        let rounded = SaeTensors {
-            encoder_weight: round(original.encoder_weight),
-            encoder_bias: round(original.encoder_bias),
-            decoder_weight: round(original.decoder_weight),
-            decoder_bias: round(original.decoder_bias),
-        };
-        for weights in
-            [loaded.encoder_weight(), loaded.encoder_bias(), loaded.decoder_weight(), loaded.decoder_bias()]
-        {
-            assert_eq!(weights.dtype(), dtype);
+    for (number, config) in kinds().into_iter().enumerate() {
+        let sae = Sae::from_parts(config.clone(), of_kind(&config)).unwrap();
+        for dtype in [WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16] {
+            let folder = root.path().join("checkpoints").join(number.to_string()).join(dtype.to_string());
+            sae.save(&folder, dtype).unwrap();
+            assert_eq!(names(&folder), ["cfg.json", "sae.safetensors"]);
+            let loaded = Sae::load(&folder).unwrap();
+            assert_eq!(loaded.config(), &config);
+            let mut weights = vec![
+                loaded.encoder_weight(),
+                loaded.encoder_bias(),
+                loaded.decoder_weight(),
+                loaded.decoder_bias(),
+            ];
+            assert_eq!(loaded.skip_weight().is_some(), config.skip_connection);
+            weights.extend(loaded.skip_weight());
+            assert!(weights.iter().all(|weights| weights.dtype() == dtype));
+            assert_eq!(loaded.encoder_weight().shape(), [LATENTS, D_IN]);
+            let rounded = rounded(of_kind(&config), dtype);
+            let (want_codes, want) = by_formula(&config, &rounded, &x);
+            let rounded = Sae::from_parts(config.clone(), rounded).unwrap();
+            let (codes, out) = loaded.reconstruct(x.view()).unwrap();
+            assert_eq!(
+                (&codes, &out),
+                (&rounded.encode(x.view()).unwrap(), &rounded.reconstruct(x.view()).unwrap().1)
+            );
+            if !config.skip_connection {
+                assert_eq!(out, loaded.decode(&codes));
+            }
+            for (row, want) in codes.rows().zip(want_codes.rows()) {
+                let on: Vec<_> = want.iter().enumerate().filter(|(_, code)| **code > 0.0).collect();
+                let latents: Vec<_> = on.iter().map(|(latent, _)| *latent as u32).collect();
+                assert_eq!(row.latents, latents, "{config:?}");
+                assert!(
+                    row.values.iter().zip(&on).all(|(got, (_, want))| (f64::from(*got) - *want).abs() < 1e-5)
+                );
+            }
+            let error = (out.mapv(f64::from) - want).mapv(f64::abs).into_iter().fold(0.0, f64::max);
+            assert!(error < 1e-5, "{config:?} in {dtype}: off by {error}");
+            // Saving over a mapped file leaves the map whole.
+            loaded.save(&folder, WeightDtype::F32).unwrap();
+            assert_eq!(loaded.reconstruct(x.view()).unwrap(), (codes.clone(), out.clone()));
+            assert_eq!(Sae::load(&folder).unwrap().reconstruct(x.view()).unwrap(), (codes, out));
         }
-        assert_eq!(loaded.encoder_weight().shape(), [LATENTS, D_IN]);
-        let rounded = Sae::from_parts(sae().config().clone(), rounded).unwrap();
-        let codes = loaded.encode(x.view()).unwrap();
-        assert_eq!(codes, rounded.encode(x.view()).unwrap());
-        assert_eq!(loaded.decode(&codes), rounded.decode(&codes));
-        // Saving over a mapped file leaves the map whole.
-        loaded.save(&folder, WeightDtype::F32).unwrap();
-        assert_eq!(loaded.encode(x.view()).unwrap(), codes);
-        assert_eq!(Sae::load(&folder).unwrap().encode(x.view()).unwrap(), codes);
     }
+}
+
+#[test]
+fn a_wide_skip_connection_adds_every_column() {
+    // More than one block of columns, and a ragged one.
+    let d_in = 300;
+    let numbers = |n: usize, step: usize| (0..n).map(|i| (i * step % 17) as f32 - 8.0).collect::<Vec<_>>();
+    let mut config = SaeConfig::new(d_in, 1, 1);
+    config.skip_connection = true;
+    let tensors = SaeTensors {
+        encoder_weight: vec![0.0; d_in],
+        encoder_bias: vec![0.0],
+        decoder_weight: vec![0.0; d_in],
+        decoder_bias: numbers(d_in, 3),
+        skip_weight: Some(numbers(d_in * d_in, 5)),
+    };
+    let x = Array2::from_shape_vec((3, d_in), numbers(3 * d_in, 7)).unwrap();
+    let skip = Array2::from_shape_vec((d_in, d_in), numbers(d_in * d_in, 5)).unwrap();
+    let bias = Array2::from_shape_vec((1, d_in), numbers(d_in, 3)).unwrap();
+    // Whole numbers, whose sums f32 takes exactly.
+    let want = x.dot(&skip.t()) + &bias;
+    let root = tempfile::tempdir().unwrap();
+    Sae::from_parts(config, tensors).unwrap().save(root.path(), WeightDtype::Bf16).unwrap();
+    assert_eq!(Sae::load(root.path()).unwrap().reconstruct(x.view()).unwrap().1, want);
+}
+
+#[test]
+fn a_skip_weight_goes_with_a_skip_connection() {
+    let with = with(|config| config.skip_connection = true);
+    let error = Sae::from_parts(with.clone(), tensors()).unwrap_err();
+    assert_eq!(error.to_string(), "field skip_connection is true, but the tensor W_skip is missing");
+    let error = Sae::from_parts(plain(), of_kind(&with)).unwrap_err();
+    assert_eq!(error.to_string(), "field skip_connection is false, but the tensor W_skip is given");
+    let short = SaeTensors { skip_weight: Some(vec![0.0; 8]), ..tensors() };
+    let error = Sae::from_parts(with.clone(), short).unwrap_err();
+    assert_eq!(error.to_string(), "tensor W_skip has 8 elements, shape [3, 3] needs 9");
+    let root = tempfile::tempdir().unwrap();
+    Sae::from_parts(with.clone(), of_kind(&with)).unwrap().save(root.path(), WeightDtype::F32).unwrap();
+    let weights = fs::read(root.path().join("sae.safetensors")).unwrap();
+    sae().save(root.path(), WeightDtype::F32).unwrap();
+    fs::write(
+        root.path().join("cfg.json"),
+        r#"{"d_in": 3, "num_latents": 5, "k": 2, "skip_connection": true}"#,
+    )
+    .unwrap();
+    let message = chain(&Sae::load(root.path()).unwrap_err());
+    assert!(message.contains("has no tensor W_skip; it has W_dec, b_dec"), "{message}");
+    sae().save(root.path(), WeightDtype::F32).unwrap();
+    fs::write(root.path().join("sae.safetensors"), weights).unwrap();
+    let message = chain(&Sae::load(root.path()).unwrap_err());
+    assert!(message.contains("holds tensor W_skip, which an autoencoder as its cfg.json says"), "{message}");
 }
 
 #[test]
@@ -110,6 +253,18 @@ fn reads_configurations_of_every_age_beside_the_same_weights() {
         .unwrap();
     let message = chain(&Sae::load(root.path()).unwrap_err());
     assert!(message.contains("cfg.json") && message.contains("field signed is true"), "{message}");
+    for (json, field) in [
+        (
+            r#"{"d_in": 3, "num_latents": 5, "k": 2, "activation": "groupmax"}"#,
+            "field activation is groupmax",
+        ),
+        (r#"{"d_in": 3, "num_latents": 5, "k": 2, "activation": "batch_topk"}"#, "field threshold"),
+        (r#"{"d_in": 3, "num_latents": 5, "k": 2, "matryoshka": [2, 4]}"#, "field matryoshka"),
+    ] {
+        fs::write(root.path().join("cfg.json"), json).unwrap();
+        let message = chain(&Sae::load(root.path()).unwrap_err());
+        assert!(message.contains("cfg.json") && message.contains(field), "{message}");
+    }
     fs::write(root.path().join("cfg.json"), r#"{"num_latents": 5}"#).unwrap();
     let message = chain(&Sae::load(root.path()).unwrap_err());
     assert!(message.contains("cfg.json") && message.contains("d_in"), "{message}");
@@ -139,6 +294,15 @@ fn wrong_tensors_are_named() {
     ];
     write_tensors(root.path(), &good);
     Sae::load(root.path()).unwrap();
+    let mut skip = good.to_vec();
+    skip.push(("W_skip", Dtype::F32, &[3, 4]));
+    write_tensors(root.path(), &skip);
+    let config = root.path().join("cfg.json");
+    let plain = fs::read(&config).unwrap();
+    fs::write(&config, r#"{"d_in": 3, "num_latents": 5, "k": 2, "skip_connection": true}"#).unwrap();
+    let message = chain(&Sae::load(root.path()).unwrap_err());
+    assert!(message.contains("W_skip has shape [3, 4], cfg.json says [3, 3]"), "{message}");
+    fs::write(&config, plain).unwrap();
     let with = |index: usize, tensor| {
         let mut tensors = good;
         tensors[index] = tensor;
