@@ -1,7 +1,8 @@
-//! A TopK sparse autoencoder on a libtorch device: encode, decode, splice into a forward pass, sparse gradients.
+//! A sparse autoencoder or transcoder on a libtorch device: encode, decode, splice into a forward pass, sparse gradients.
 //!
 //! [`TorchSae`] holds the parameters of a [`sae_core::Sae`] on a device, in any float dtype. Encoding needs dense pre-activations
-//! `[tokens, num_latents]` for libtorch's `topk`; it makes them for as many tokens at a time as a byte budget allows.
+//! `[tokens, num_latents]` for libtorch's `topk`, and for BatchTopK's threshold; it makes them for as many tokens at a time as a
+//! byte budget allows.
 //! Decoding and the [`Gradients`] never do: codes are embedding bags over the decoder's rows.
 //!
 //! On a CPU in f32 the codes equal `sae-core`'s outside ties. libtorch does not promise the same bits for
@@ -20,6 +21,7 @@
 //!     encoder_bias: vec![0.0; 4],
 //!     decoder_weight: directions,
 //!     decoder_bias: vec![0.0; 2],
+//!     skip_weight: None,
 //! };
 //! let sae = Sae::from_parts(SaeConfig::new(2, 4, 1), tensors)?;
 //! let sae = TorchSae::from_sae(&sae, Device::Cpu, Kind::Float)?;

@@ -1,6 +1,6 @@
 //! [`TorchSae`]: an autoencoder's parameters on a device, encode and decode.
 
-use sae_core::{Sae, SaeConfig, SaeTensors, WeightDtype, Weights};
+use sae_core::{Activation, Sae, SaeConfig, SaeTensors, WeightDtype, Weights};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::bags::Bags;
@@ -9,7 +9,7 @@ use crate::{TopK, TorchSaeError};
 /// Bytes that dense pre-activations may take at once, unless [`TorchSae::with_dense_budget`] says otherwise.
 const DENSE_BUDGET: usize = 256 << 20;
 
-/// A TopK sparse autoencoder on a libtorch device.
+/// A sparse autoencoder or transcoder on a libtorch device.
 ///
 /// `x` is centred in f32 and then computed in the parameters' dtype. Methods panic where libtorch fails: shapes and devices
 /// that do not fit, memory running out. All are differentiable in `x` and in the parameters unless they say otherwise.
@@ -20,7 +20,7 @@ pub struct TorchSae {
     dense_budget: usize,
 }
 
-/// The four tensors of an autoencoder, of one dtype on one device.
+/// The tensors of an autoencoder, of one dtype on one device.
 #[derive(Debug)]
 pub struct Parameters {
     /// `W_enc` `[num_latents, d_in]`.
@@ -31,6 +31,8 @@ pub struct Parameters {
     pub decoder_weight: Tensor,
     /// `b_dec` `[d_in]`.
     pub decoder_bias: Tensor,
+    /// `W_skip` `[d_in, d_in]`, there exactly when the configuration has a skip connection.
+    pub skip_weight: Option<Tensor>,
 }
 
 impl TorchSae {
@@ -61,6 +63,10 @@ impl TorchSae {
             encoder_bias: upload("encoder.bias", sae.encoder_bias(), &[latents])?,
             decoder_weight: upload("W_dec", sae.decoder_weight(), &[latents, d_in])?,
             decoder_bias: upload("b_dec", sae.decoder_bias(), &[d_in])?,
+            skip_weight: sae
+                .skip_weight()
+                .map(|weight| upload("W_skip", weight, &[d_in, d_in]))
+                .transpose()?,
         };
         Ok(Self { config: sae.config().clone(), parameters, dense_budget: DENSE_BUDGET })
     }
@@ -71,7 +77,8 @@ impl TorchSae {
     /// When `config` is out of range.
     ///
     /// # Panics
-    /// When a tensor's shape does not follow from `config`.
+    /// When a tensor's shape does not follow from `config`, or there is a skip weight where `config` has no skip connection, or
+    /// the other way round.
     #[track_caller]
     pub fn from_parameters(config: SaeConfig, parameters: Parameters) -> Result<Self, TorchSaeError> {
         config.validate().map_err(|source| TorchSaeError::Parameters { source })?;
@@ -80,6 +87,8 @@ impl TorchSae {
         assert_eq!(parameters.encoder_bias.size(), [latents], "shape of encoder.bias");
         assert_eq!(parameters.decoder_weight.size(), [latents, d_in], "shape of W_dec");
         assert_eq!(parameters.decoder_bias.size(), [d_in], "shape of b_dec");
+        let skip = parameters.skip_weight.as_ref().map(Tensor::size);
+        assert_eq!(skip, config.skip_connection.then(|| vec![d_in, d_in]), "shape of W_skip");
         Ok(Self { config, parameters, dense_budget: DENSE_BUDGET })
     }
 
@@ -98,6 +107,7 @@ impl TorchSae {
             encoder_bias: read("encoder.bias", &parameters.encoder_bias)?,
             decoder_weight: read("W_dec", &parameters.decoder_weight)?,
             decoder_bias: read("b_dec", &parameters.decoder_bias)?,
+            skip_weight: parameters.skip_weight.as_ref().map(|weight| read("W_skip", weight)).transpose()?,
         };
         Sae::from_parts(self.config.clone(), tensors).map_err(|source| TorchSaeError::Parameters { source })
     }
@@ -124,7 +134,7 @@ impl TorchSae {
         self.config.d_in
     }
 
-    /// How many latents a row keeps at most.
+    /// How many latents a row keeps: at most (TopK), or on average (BatchTopK).
     pub fn k(&self) -> usize {
         self.config.k
     }
@@ -159,12 +169,18 @@ impl TorchSae {
         &self.parameters.decoder_bias
     }
 
+    /// `W_skip` `[d_in, d_in]`, where there is a skip connection.
+    pub fn skip_weight(&self) -> Option<&Tensor> {
+        self.parameters.skip_weight.as_ref()
+    }
+
     /// The parameters, to change in place.
     pub fn parameters_mut(&mut self) -> &mut Parameters {
         &mut self.parameters
     }
 
-    /// `x - b_dec` `[n, d_in]`, subtracted in f32 (or wider, as the parameters are), in the parameters' dtype.
+    /// `x - b_dec` `[n, d_in]`, subtracted in f32 (or wider, as the parameters are), in the parameters' dtype. A transcoder
+    /// subtracts nothing.
     ///
     /// # Panics
     /// When `x` is not `[n, d_in]`.
@@ -176,11 +192,20 @@ impl TorchSae {
             x.size(),
             self.d_in()
         );
-        let wide = if self.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        if self.config.transcode {
+            return x.to_kind(self.kind());
+        }
+        let wide = self.wide();
         (x.to_kind(wide) - self.decoder_bias().to_kind(wide)).to_kind(self.kind())
     }
 
-    /// The k largest activations of each row of `x` `[n, d_in]`, which may be of any float dtype.
+    /// f32, or what is wider.
+    fn wide(&self) -> Kind {
+        if self.kind() == Kind::Double { Kind::Double } else { Kind::Float }
+    }
+
+    /// The activations that each row of `x` `[n, d_in]`, which may be of any float dtype, keeps: the k largest, or with BatchTopK
+    /// all above the threshold, as many columns as the row with the most has, zeros in the others.
     ///
     /// NaN in a row comes out as a NaN among its largest activations, which [`TopK::to_codes`] reports.
     ///
@@ -188,7 +213,11 @@ impl TorchSae {
     /// When `x` is not `[n, d_in]`.
     #[track_caller]
     pub fn encode(&self, x: &Tensor) -> TopK {
-        self.encode_centred(&self.centre(x), self.k())
+        let centred = self.centre(x);
+        match self.config.activation {
+            Activation::BatchTopK { threshold } => self.above(&centred, threshold),
+            _ => self.encode_centred(&centred, self.k()),
+        }
     }
 
     /// The `count` largest activations of each row of `centred` = [`TorchSae::centre`]`(x)`.
@@ -224,6 +253,27 @@ impl TorchSae {
             let (values, indices) = dense.topk(count as i64, 1, true, true);
             TopK { indices, values }
         };
+        self.in_chunks(centred, latents, encode)
+    }
+
+    /// All activations above `threshold`.
+    #[track_caller]
+    fn above(&self, centred: &Tensor, threshold: f32) -> TopK {
+        let columns = self.encoder_weight().tr();
+        let encode = |rows: &Tensor| {
+            let dense = self.encoder_bias().addmm(rows, &columns).relu_();
+            // Compared as wide as the threshold is. NaN counts as above, to be reported.
+            let off = dense.to_kind(self.wide()).le(f64::from(threshold));
+            let dense = dense.masked_fill(&off, 0.0);
+            let widest = if rows.size()[0] == 0 { 0 } else { dense.count_nonzero(1).max().int64_value(&[]) };
+            let (values, indices) = dense.topk(widest, 1, true, true);
+            TopK { indices, values }
+        };
+        self.in_chunks(centred, self.num_latents() as i64, encode)
+    }
+
+    /// Encodes rows of `latents` pre-activations within the dense budget.
+    fn in_chunks(&self, centred: &Tensor, latents: i64, encode: impl Fn(&Tensor) -> TopK) -> TopK {
         let n = centred.size()[0];
         let row_bytes = latents as usize * self.kind().elt_size_in_bytes();
         let chunk = i64::try_from(self.dense_budget / row_bytes.max(1)).unwrap_or(i64::MAX).max(1);
@@ -234,8 +284,7 @@ impl TorchSae {
             .step_by(chunk as usize)
             .map(|start| encode(&centred.narrow(0, start, chunk.min(n - start))))
             .collect();
-        let join = |of: fn(&TopK) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
-        TopK { indices: join(|part| &part.indices), values: join(|part| &part.values) }
+        TopK::join(&parts)
     }
 
     /// `b_dec + Σ value · W_dec[index]` `[n, d_in]`, in the parameters' dtype.
@@ -245,6 +294,32 @@ impl TorchSae {
     #[track_caller]
     pub fn decode(&self, codes: &TopK) -> Tensor {
         self.decode_without_bias(codes) + self.decoder_bias()
+    }
+
+    /// `x · W_skipᵀ` `[n, d_in]`, in the parameters' dtype, where there is a skip connection.
+    ///
+    /// # Panics
+    /// When `x` is not `[n, d_in]`.
+    #[track_caller]
+    pub fn skip(&self, x: &Tensor) -> Option<Tensor> {
+        self.skip_weight().map(|weight| x.to_kind(self.kind()).matmul(&weight.tr()))
+    }
+
+    /// The codes of `x` `[n, d_in]` and what they stand for `[n, d_in]`: what is decoded, plus `x · W_skipᵀ` where there is a skip
+    /// connection. Of an autoencoder the result is a reconstruction of `x`; a transcoder is given a module's input and
+    /// predicts its output.
+    ///
+    /// # Panics
+    /// When `x` is not `[n, d_in]`.
+    #[track_caller]
+    pub fn reconstruct(&self, x: &Tensor) -> (TopK, Tensor) {
+        let codes = self.encode(x);
+        let decoded = self.decode(&codes);
+        let out = match self.skip(x) {
+            Some(skip) => decoded + skip,
+            None => decoded,
+        };
+        (codes, out)
     }
 
     /// `Σ value · W_dec[index]` `[n, d_in]`, in the parameters' dtype.

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::TorchSaeError;
 
-/// The largest activations of each row, `[n, k]`, descending.
+/// The largest activations of each row, `[n, k]`, descending. With BatchTopK, k is what the row with the most keeps.
 ///
 /// Where fewer than k latents are on, the last places hold latents that are off, with activation 0; they count for
 /// nothing in a decoder. Which of several equal activations come first, or make it at all, is libtorch's choice
@@ -31,6 +31,19 @@ impl TopK {
     pub fn first(&self, count: usize) -> Self {
         let count = count as i64;
         Self { indices: self.indices.narrow(1, 0, count), values: self.values.narrow(1, 0, count) }
+    }
+
+    /// The rows of all `parts`, one after the other, as wide as the widest of them.
+    pub(crate) fn join(parts: &[Self]) -> Self {
+        let widest = parts.iter().map(|part| part.indices.size()[1]).max().unwrap_or(0);
+        let join = |of: fn(&Self) -> &Tensor| {
+            let pad = |part| {
+                let tensor = of(part);
+                tensor.constant_pad_nd([0, widest - tensor.size()[1]])
+            };
+            Tensor::cat(&parts.iter().map(pad).collect::<Vec<_>>(), 0)
+        };
+        Self { indices: join(|part| &part.indices), values: join(|part| &part.values) }
     }
 
     /// Copies the codes off the device: zeros dropped, latents ascending.

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ndarray::Array2;
-use sae_core::{Sae, SaeConfig, SaeTensors, SparseCodes};
+use sae_core::{Activation, Sae, SaeConfig, SaeTensors, SparseCodes};
 use sae_torch::{DecoderBias, ErrorTerm, Gradients, Parameters, TopK, TorchSae};
 use tch::{Device, Kind, Tensor};
 
@@ -21,6 +21,10 @@ fn noise(seed: u64) -> impl FnMut() -> f32 {
 }
 
 fn sae(k: usize) -> Sae {
+    of_kind(SaeConfig::new(D_IN, LATENTS, k))
+}
+
+fn of_kind(config: SaeConfig) -> Sae {
     let mut number = noise(7);
     let mut draw = |n: usize| (0..n).map(|_| number()).collect::<Vec<_>>();
     let tensors = SaeTensors {
@@ -29,8 +33,23 @@ fn sae(k: usize) -> Sae {
         encoder_bias: draw(LATENTS).iter().map(|bias| bias - 4.0).collect(),
         decoder_weight: draw(LATENTS * D_IN),
         decoder_bias: draw(D_IN),
+        skip_weight: config.skip_connection.then(|| draw(D_IN * D_IN)),
     };
-    Sae::from_parts(SaeConfig::new(D_IN, LATENTS, k), tensors).unwrap()
+    Sae::from_parts(config, tensors).unwrap()
+}
+
+/// BatchTopK, transcoders and skip connections, alone and together.
+fn other_kinds() -> Vec<SaeConfig> {
+    let mut kinds = Vec::new();
+    for activation in [Activation::TopK, Activation::BatchTopK { threshold: 1.5 }] {
+        for (transcode, skip_connection) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mut config = SaeConfig::new(D_IN, LATENTS, 40);
+            (config.activation, config.transcode, config.skip_connection) =
+                (activation, transcode, skip_connection);
+            kinds.push(config);
+        }
+    }
+    kinds
 }
 
 fn vectors(n: usize) -> (Array2<f32>, Tensor) {
@@ -89,6 +108,7 @@ fn half_precision_is_off_by_its_rounding_only() {
             encoder_bias: sae.encoder_bias().to_f32(),
             decoder_weight: sae.decoder_weight().to_f32(),
             decoder_bias: sae.decoder_bias().to_f32(),
+            skip_weight: None,
         },
     );
     let every = every.unwrap().encode(x.view()).unwrap();
@@ -112,15 +132,97 @@ fn half_precision_is_off_by_its_rounding_only() {
     }
 }
 
+/// The largest absolute difference.
+fn difference(got: &Tensor, want: &Array2<f32>) -> f64 {
+    let want = Tensor::from_slice(want.as_slice().unwrap()).reshape(got.size());
+    if got.numel() == 0 { 0.0 } else { (got - want).abs().max().double_value(&[]) }
+}
+
+#[test]
+fn every_kind_equals_that_of_sae_core() {
+    for config in other_kinds() {
+        let sae = of_kind(config.clone());
+        for n in [0, 1, 100] {
+            let (x, tensor) = vectors(n);
+            let (want, want_out) = sae.reconstruct(x.view()).unwrap();
+            if n == 100 && config.activation != Activation::TopK {
+                let mut lengths: Vec<_> = want.rows().map(|row| row.len()).collect();
+                lengths.sort_unstable();
+                lengths.dedup();
+                assert!(lengths.len() > 3, "rows keep {lengths:?}");
+            }
+            for budget in [1 << 20, 7 * LATENTS * 4] {
+                let torch =
+                    TorchSae::from_sae(&sae, Device::Cpu, Kind::Float).unwrap().with_dense_budget(budget);
+                let (codes, out) = torch.reconstruct(&tensor);
+                assert_same_codes(&codes.to_codes(LATENTS).unwrap(), &want, 1e-4);
+                let error = difference(&out, &want_out);
+                assert!(error < 1e-3, "{config:?}, {n} rows: off by {error}");
+                if !config.skip_connection {
+                    assert_eq!(out, torch.decode(&codes));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_threshold_above_everything_keeps_nothing_and_reports_nan() {
+    let mut config = SaeConfig::new(D_IN, LATENTS, 4);
+    config.activation = Activation::BatchTopK { threshold: 1e9 };
+    let torch = TorchSae::from_sae(&of_kind(config), Device::Cpu, Kind::BFloat16).unwrap();
+    let (_, x) = vectors(3);
+    let (codes, out) = torch.reconstruct(&x);
+    assert_eq!(codes.to_codes(LATENTS).unwrap().n_codes(), 0);
+    assert_eq!(out, torch.decoder_bias().expand([3, D_IN as i64], false));
+    let _ = x.get(1).fill_(f64::NAN);
+    assert!(torch.encode(&x).to_codes(LATENTS).is_err());
+}
+
+#[test]
+fn transcoders_are_spliced_with_the_modules_input() {
+    for config in other_kinds() {
+        let torch = TorchSae::from_sae(&of_kind(config.clone()), Device::Cpu, Kind::Float).unwrap();
+        let shape = [3, 4, D_IN as i64];
+        let (input, output) = (vectors(12).1.reshape(shape), vectors(13).1.narrow(0, 1, 12).reshape(shape));
+        let (codes, predicted) = torch.reconstruct(&input.reshape([12, D_IN as i64]));
+        let spliced = torch.splice_module(&input, &output, ErrorTerm::Drop, |codes| codes);
+        assert_eq!(spliced, predicted.reshape(shape));
+        assert_eq!(torch.splice_module(&input, &output, ErrorTerm::Keep, |codes| codes), output);
+        let none = |codes: TopK| TopK { values: codes.values.zeros_like(), indices: codes.indices };
+        let removed = &output - torch.splice_module(&input, &output, ErrorTerm::Keep, none);
+        let expected = torch.decode_without_bias(&codes).reshape(shape);
+        assert!((removed - expected).abs().max().double_value(&[]) < 1e-4);
+        if !config.transcode {
+            assert_eq!(torch.splice(&input, ErrorTerm::Drop, |codes| codes), spliced);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a transcoder is spliced with the module's input")]
+fn a_hidden_state_alone_is_no_place_for_a_transcoder() {
+    let mut config = SaeConfig::new(D_IN, LATENTS, 4);
+    config.transcode = true;
+    let torch = TorchSae::from_sae(&of_kind(config), Device::Cpu, Kind::Float).unwrap();
+    let _ = torch.splice(&vectors(3).1, ErrorTerm::Drop, |codes| codes);
+}
+
 #[test]
 fn weights_go_up_and_come_back() {
-    let sae = sae(8);
-    let back = TorchSae::from_sae(&sae, Device::Cpu, Kind::Float).unwrap().to_sae().unwrap();
-    assert_eq!(back.config(), sae.config());
-    assert_eq!(back.encoder_weight().bytes(), sae.encoder_weight().bytes());
-    assert_eq!(back.decoder_weight().bytes(), sae.decoder_weight().bytes());
-    assert_eq!(back.encoder_bias().bytes(), sae.encoder_bias().bytes());
-    assert_eq!(back.decoder_bias().bytes(), sae.decoder_bias().bytes());
+    for config in other_kinds() {
+        let sae = of_kind(config);
+        let back = TorchSae::from_sae(&sae, Device::Cpu, Kind::Float).unwrap().to_sae().unwrap();
+        assert_eq!(back.config(), sae.config());
+        assert_eq!(back.encoder_weight().bytes(), sae.encoder_weight().bytes());
+        assert_eq!(back.decoder_weight().bytes(), sae.decoder_weight().bytes());
+        assert_eq!(back.encoder_bias().bytes(), sae.encoder_bias().bytes());
+        assert_eq!(back.decoder_bias().bytes(), sae.decoder_bias().bytes());
+        assert_eq!(
+            back.skip_weight().map(|weight| weight.bytes()),
+            sae.skip_weight().map(|weight| weight.bytes())
+        );
+    }
 }
 
 #[test]
@@ -183,6 +285,7 @@ fn gradients_equal_autograd_on_the_dense_formulation() {
                 encoder_bias: torch.encoder_bias().copy(),
                 decoder_weight: torch.decoder_weight().copy(),
                 decoder_bias: torch.decoder_bias().copy(),
+                skip_weight: None,
             };
             let want = dense_gradients(&parameters, &x, k as i64, bias);
             let decoded = match bias {
