@@ -3,8 +3,8 @@
     python sparsify_roundtrip.py CHECKPOINT ENCODE_VECTORS [--rows 512] [--seed 0]
 
 CHECKPOINT is a folder that sae-train wrote; ENCODE_VECTORS the executable of sae-core's example of that name. Every
-autoencoder below CHECKPOINT, and two that sparsify writes here (f32, and bf16 with keys left to their defaults), encode
-and decode the same vectors three times: in numpy in f64, in sparsify, in Rust. The sets of active latents must be the same,
+autoencoder below CHECKPOINT, and those that sparsify writes here (f32, bf16 with keys left to their defaults, and a transcoder
+with a skip connection in either), encode and decode the same vectors three times: in numpy in f64, in sparsify, in Rust. The sets of active latents must be the same,
 activations and reconstructions equal to 1e-5 of the row's largest number. Exit code 1 otherwise.
 """
 
@@ -42,12 +42,13 @@ def vectors(tensors, rows, generator):
     return bias + scale * torch.cat([noise, weights @ decoder])
 
 
-def numpy_side(tensors, k, x):
+def numpy_side(tensors, config, x):
     """Dense activations [n, L], reconstructions, and which rows have a clear top k."""
     weight, bias, decoder, centre = (
         tensors[name].double().numpy() for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
     )
-    pre = np.maximum((x.double().numpy() - centre) @ weight.T + bias, 0)
+    x, k = x.double().numpy(), config["k"]
+    pre = np.maximum((x if config.get("transcode") else x - centre) @ weight.T + bias, 0)
     order = np.argsort(-pre, axis=1, kind="stable")
     activations = np.zeros_like(pre)
     kept = order[:, :k]
@@ -58,16 +59,19 @@ def numpy_side(tensors, k, x):
     smallest = np.where(activations > 0, activations, np.inf).min(axis=1)
     floor = TIE * ranked[:, 0]
     clear = (smallest > floor) & ((ranked[:, k - 1] - last > floor) | (ranked[:, k - 1] == 0))
-    return activations, activations @ decoder + centre, clear
+    result = activations @ decoder + centre
+    if config.get("skip_connection"):
+        result += x @ tensors["W_skip"].double().numpy().T
+    return activations, result, clear
 
 
 def sparsify_side(folder, x):
     coder = SparseCoder.load_from_disk(folder).float()
+    coder.cfg.multi_topk = False  # Of training: its forward pass would return 4k codes.
     with torch.inference_mode():
-        values, latents, _ = coder.encode(x)
-        reconstruction = coder.decode(values, latents)
-    activations = torch.zeros(len(x), coder.num_latents).scatter_(1, latents, values)
-    return activations.double().numpy(), reconstruction.double().numpy()
+        out = coder(x)
+    activations = torch.zeros(len(x), coder.num_latents).scatter_(1, out.latent_indices, out.latent_acts)
+    return activations.double().numpy(), out.sae_out.double().numpy()
 
 
 def rust_side(executable, folder, x, num_latents):
@@ -93,7 +97,7 @@ def check(folder, name, executable, rows, generator):
     config = json.loads((folder / "cfg.json").read_text())
     num_latents, k = len(tensors["encoder.bias"]), config["k"]
     x = vectors(tensors, rows, generator)
-    expected, expected_back, clear = numpy_side(tensors, k, x)
+    expected, expected_back, clear = numpy_side(tensors, config, x)
     sides = {
         "numpy": (expected, expected_back),
         "sparsify": sparsify_side(folder, x),
@@ -113,10 +117,13 @@ def check(folder, name, executable, rows, generator):
 
 
 def written_by_sparsify(root, generator):
-    """Two checkpoints with every tensor random, as sparsify saves them."""
+    """Checkpoints with every tensor random, as sparsify saves them."""
+    transcoder = {"transcode": True, "skip_connection": True}
     for name, d_in, config, dtype in [
         ("f32", 48, SparseCoderConfig(num_latents=200, k=8), torch.float32),
         ("bf16", 40, SparseCoderConfig(expansion_factor=6, multi_topk=True), torch.bfloat16),
+        ("transcoder f32", 48, SparseCoderConfig(num_latents=200, k=8, **transcoder), torch.float32),
+        ("transcoder bf16", 300, SparseCoderConfig(num_latents=500, k=16, **transcoder), torch.bfloat16),
     ]:
         coder = SparseCoder(d_in, config, dtype=dtype)
         with torch.no_grad():
