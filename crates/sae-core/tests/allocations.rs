@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ndarray::{Array2, Array3};
 use rayon::ThreadPoolBuilder;
-use sae_core::kernels::{self, Decoder, Encoder, Gradients, Scratch, Selection};
+use sae_core::kernels::{self, Decoder, Encoder, GradientSums, Gradients, Scratch, Selection};
 use sae_core::{Compute, Kernel, Par, Precision, SparseCodes, Weights};
 
 struct Counting;
@@ -147,6 +147,7 @@ struct Case {
     decoded: Array2<f32>,
     prefixes: Array3<f32>,
     gradients: Gradients,
+    sums: GradientSums,
 }
 
 impl Case {
@@ -163,6 +164,7 @@ impl Case {
             decoded: Array2::zeros((d_in, n)),
             prefixes: Array3::zeros((2, n, d_in)),
             gradients: Gradients::new(),
+            sums: GradientSums::new(latents, d_in),
         }
     }
 
@@ -202,6 +204,16 @@ impl Case {
                 d_out,
                 scratch,
                 &mut self.gradients,
+            );
+            kernels::accumulate_gradients(
+                compute,
+                &encoder,
+                &decoder,
+                x,
+                &self.codes,
+                d_out,
+                scratch,
+                &mut self.sums,
             );
         }
     }
@@ -251,6 +263,7 @@ fn smaller_calls_after_a_large_one_allocate_nothing() {
             other.scratch = case.scratch;
             other.codes = case.codes;
             other.gradients = case.gradients;
+            other.sums = case.sums;
             assert_eq!(allocations(|| other.run(compute, selection)), 0, "{kernel:?} {selection:?}");
         }
     }

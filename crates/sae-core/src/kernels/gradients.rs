@@ -40,9 +40,74 @@ impl Gradients {
     }
 }
 
+/// Sums of gradients over any number of calls, dense: a row for every latent, whether it was on or not.
+///
+/// What a call finds for a latent that nothing has touched overwrites what stood there, so that neither memory fresh from the
+/// system nor a cleared sum is ever filled with zeros.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct GradientSums {
+    /// With respect to `W_enc`, `[num_latents, d_in]`; the rows of latents that nothing touched hold anything.
+    pub encoder_weight: Vec<f32>,
+    /// With respect to `b_enc`, `[num_latents]`; as above.
+    pub encoder_bias: Vec<f32>,
+    /// With respect to `W_dec`, `[num_latents, d_in]`; as above.
+    pub decoder_weight: Vec<f32>,
+    /// `[num_latents]`: whether a latent was on in some row since the last [`GradientSums::clear`].
+    pub touched: Vec<bool>,
+}
+
+impl GradientSums {
+    /// Nothing summed yet.
+    pub fn new(num_latents: usize, d_in: usize) -> Self {
+        Self {
+            encoder_weight: vec![0.0; num_latents * d_in],
+            encoder_bias: vec![0.0; num_latents],
+            decoder_weight: vec![0.0; num_latents * d_in],
+            touched: vec![false; num_latents],
+        }
+    }
+
+    /// Forgets the sums.
+    pub fn clear(&mut self) {
+        self.touched.fill(false);
+    }
+
+    /// Adds gradients of some latents, as the reference gives them.
+    pub(super) fn add(&mut self, gradients: &Gradients) {
+        let d_in = gradients.decoder_bias.len();
+        for (index, &latent) in gradients.latents.iter().enumerate() {
+            let latent = latent as usize;
+            let fresh = !std::mem::replace(&mut self.touched[latent], true);
+            let row = |sums: &mut [f32], numbers: &[f32], width: usize| {
+                let sums = &mut sums[latent * width..][..width];
+                for (sum, number) in sums.iter_mut().zip(&numbers[index * width..]) {
+                    *sum = if fresh { *number } else { *sum + number };
+                }
+            };
+            row(&mut self.encoder_weight, &gradients.encoder_weight, d_in);
+            row(&mut self.encoder_bias, &gradients.encoder_bias, 1);
+            row(&mut self.decoder_weight, &gradients.decoder_weight, d_in);
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn check(&self, encoder: &Encoder<'_>) {
+        let weights = encoder.weight.len();
+        assert_eq!(self.encoder_weight.len(), weights, "sums for W_enc against W_enc");
+        assert_eq!(self.decoder_weight.len(), weights, "sums for W_dec against W_dec");
+        assert_eq!(self.encoder_bias.len(), encoder.bias.len(), "sums for b_enc against b_enc");
+        assert_eq!(self.touched.len(), encoder.bias.len(), "marks of latents against b_enc");
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     by_latent: ByLatent,
+    /// Gradients of the codes, of a call that does not give them to the caller.
+    codes: Vec<f32>,
+    /// Per latent where it stands in `by_latent`, or nowhere.
+    places: Vec<u32>,
     /// Activations and their gradients, by latent.
     values: Vec<f32>,
     d_values: Vec<f32>,
@@ -83,36 +148,13 @@ pub(super) fn gradients<S: Simd>(
     scratch: &mut Scratch,
     out: &mut Gradients,
 ) {
-    let Operands { encoder, decoder, x, codes, d_out } = *operands;
-    let (rows, d_in) = x.dim();
-    scratch.by_latent.sort(codes, 0..rows);
+    let encoder = operands.encoder;
+    let (rows, d_in) = operands.x.dim();
+    scratch.prepare(simd, par, operands, &mut out.codes);
     let by_latent = &scratch.by_latent;
-
-    scratch.centred.clear();
-    for row in x.rows() {
-        scratch.centred.extend(row.iter().zip(encoder.decoder_bias).map(|(x, bias)| x - bias));
-    }
-    let d_out = if let Some(d_out) = d_out.to_slice() {
-        d_out
-    } else {
-        scratch.d_out.clear();
-        scratch.d_out.extend(d_out.iter());
-        &scratch.d_out
-    };
-
-    // With respect to the codes: d_out · W_dec.
-    out.codes.resize(codes.n_codes(), 0.0);
-    let dots = CodeDots { simd, codes, matrix: decoder.weight, x: d_out, d_in };
-    match par {
-        Par::Serial => dots.serial(0..rows, &mut out.codes),
-        Par::Rayon => dots.parallel(0..rows, &mut out.codes),
-    }
+    let d_out = operands.d_out.to_slice().unwrap_or(&scratch.d_out);
 
     // With respect to rows of weights: sums of vectors over the rows a latent is on in.
-    scratch.values.clear();
-    scratch.values.extend(by_latent.codes.iter().map(|&code| codes.values()[code]));
-    scratch.d_values.clear();
-    scratch.d_values.extend(by_latent.codes.iter().map(|&code| out.codes[code]));
     out.latents.clone_from(&by_latent.latents);
     let weights = |vectors: &[f32], factors: &[f32], out: &mut Vec<f32>| {
         out.resize(by_latent.latents.len() * d_in, 0.0);
@@ -154,6 +196,91 @@ pub(super) fn gradients<S: Simd>(
     match par {
         Par::Serial => out.decoder_bias.chunks_mut(COLUMNS).enumerate().for_each(column),
         Par::Rayon => out.decoder_bias.par_chunks_mut(COLUMNS).enumerate().for_each(column),
+    }
+}
+
+/// Adds to `out` what [`gradients`] computes, without the decoder's bias.
+pub(super) fn accumulate<S: Simd>(
+    simd: S,
+    par: Par,
+    operands: &Operands<'_>,
+    scratch: &mut Scratch,
+    out: &mut GradientSums,
+) {
+    /// Of a latent that no code of this call names.
+    const NOWHERE: u32 = u32::MAX;
+    let (rows, d_in) = operands.x.dim();
+    let mut codes = std::mem::take(&mut scratch.codes);
+    scratch.prepare(simd, par, operands, &mut codes);
+    scratch.codes = codes;
+    let by_latent = &scratch.by_latent;
+    let d_out = operands.d_out.to_slice().unwrap_or(&scratch.d_out);
+    scratch.places.clear();
+    scratch.places.resize(out.touched.len(), NOWHERE);
+    for (place, &latent) in by_latent.latents.iter().enumerate() {
+        scratch.places[latent as usize] = place as u32;
+    }
+
+    let GradientSums { encoder_weight, encoder_bias, decoder_weight, touched } = out;
+    let (places, was_touched) = (&scratch.places, &*touched);
+    let weights = |vectors: &[f32], factors: &[f32], out: &mut [f32]| {
+        let matrix = Weights::from_f32(rows, d_in, vectors);
+        let row = |(latent, out): (usize, &mut [f32])| {
+            if places[latent] == NOWHERE {
+                return;
+            }
+            let range = by_latent.range(places[latent] as usize);
+            if !was_touched[latent] {
+                out.fill(0.0);
+            }
+            let (indices, factors) = (&by_latent.rows[range.clone()], &factors[range]);
+            Sum { matrix, indices, factors, first: 0, out }.add(simd);
+        };
+        match par {
+            Par::Serial => out.chunks_mut(d_in).enumerate().for_each(row),
+            Par::Rayon => out.par_chunks_mut(d_in).enumerate().with_min_len(16).for_each(row),
+        }
+    };
+    weights(d_out, &scratch.values, decoder_weight);
+    weights(&scratch.centred, &scratch.d_values, encoder_weight);
+    for (place, &latent) in by_latent.latents.iter().enumerate() {
+        let latent = latent as usize;
+        let sum = scratch.d_values[by_latent.range(place)].iter().sum::<f32>();
+        encoder_bias[latent] = if touched[latent] { encoder_bias[latent] + sum } else { sum };
+        touched[latent] = true;
+    }
+}
+
+impl Scratch {
+    /// Sorts the codes by latent, centres `x`, and computes the gradients of the codes, in their order into `d_codes` and by
+    /// latent. Leaves the gradient of the output here if it is not row-major.
+    fn prepare<S: Simd>(&mut self, simd: S, par: Par, operands: &Operands<'_>, d_codes: &mut Vec<f32>) {
+        let Operands { encoder, decoder, x, codes, d_out } = *operands;
+        let (rows, d_in) = x.dim();
+        self.by_latent.sort(codes, 0..rows);
+        self.centred.clear();
+        for row in x.rows() {
+            self.centred.extend(row.iter().zip(encoder.decoder_bias).map(|(x, bias)| x - bias));
+        }
+        let d_out = if let Some(d_out) = d_out.to_slice() {
+            d_out
+        } else {
+            self.d_out.clear();
+            self.d_out.extend(d_out.iter());
+            &self.d_out
+        };
+
+        // With respect to the codes: d_out · W_dec.
+        d_codes.resize(codes.n_codes(), 0.0);
+        let dots = CodeDots { simd, codes, matrix: decoder.weight, x: d_out, d_in };
+        match par {
+            Par::Serial => dots.serial(0..rows, d_codes),
+            Par::Rayon => dots.parallel(0..rows, d_codes),
+        }
+        self.values.clear();
+        self.values.extend(self.by_latent.codes.iter().map(|&code| codes.values()[code]));
+        self.d_values.clear();
+        self.d_values.extend(self.by_latent.codes.iter().map(|&code| d_codes[code]));
     }
 }
 

@@ -35,8 +35,8 @@ use sae_types::SparseCodes;
 
 use self::compute::Call;
 pub use self::compute::{Compute, Kernel, Par, Precision};
-pub use self::gradients::Gradients;
 use self::gradients::Operands;
+pub use self::gradients::{GradientSums, Gradients};
 pub use self::operands::{Decoder, Encoder, Selection};
 use self::simd::Simd;
 use crate::SaeError;
@@ -204,6 +204,45 @@ pub fn gradients(
     let call = Differentiate(compute.par, operands, &mut scratch.gradients, out);
     if let Err(Differentiate(_, operands, _, out)) = compute.kernel.dispatch(call) {
         reference::gradients(&operands, out);
+    }
+}
+
+/// Adds to `out` the gradients that [`gradients`] computes of the same operands, for sums over several calls.
+///
+/// There is none for `b_dec`: its part `Σ d_out` takes one pass over the caller's own matrix, and its part
+/// `-Σ db_enc[latent] W_enc[latent]` is needed once, of the finished sum.
+///
+/// # Panics
+/// When the shapes of the operands disagree, or this machine does not have the kernel.
+#[track_caller]
+#[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
+pub fn accumulate_gradients(
+    compute: Compute,
+    encoder: &Encoder<'_>,
+    decoder: &Decoder<'_>,
+    x: ArrayView2<'_, f32>,
+    codes: &SparseCodes,
+    d_out: ArrayView2<'_, f32>,
+    scratch: &mut Scratch,
+    out: &mut GradientSums,
+) {
+    struct Accumulate<'a>(Par, Operands<'a>, &'a mut gradients::Scratch, &'a mut GradientSums);
+    impl Call for Accumulate<'_> {
+        type Output = ();
+
+        fn call<S: Simd>(self, simd: S) {
+            let Self(par, operands, scratch, out) = self;
+            gradients::accumulate(simd, par, &operands, scratch, out);
+        }
+    }
+    let operands = Operands { encoder, decoder, x, codes, d_out };
+    operands.check();
+    out.check(encoder);
+    let call = Accumulate(compute.par, operands, &mut scratch.gradients, out);
+    if let Err(Accumulate(_, operands, _, out)) = compute.kernel.dispatch(call) {
+        let mut gradients = Gradients::new();
+        reference::gradients(&operands, &mut gradients);
+        out.add(&gradients);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Gradients: the formula against finite differences, the kernels against the formula.
 
 use ndarray::{Array2, ArrayView2, s};
-use sae_core::kernels::{self, Gradients, Scratch, Selection};
+use sae_core::kernels::{self, GradientSums, Gradients, Scratch, Selection};
 use sae_core::{Compute, Kernel, Precision, SparseCodes};
 
 use crate::support::{
@@ -101,6 +101,82 @@ fn check(what: &str, tolerance: Tolerance, got: &Gradients, want: &Formula) {
         assert_eq!(got.len(), want.len(), "{what}: {field}");
         let numbers = got.iter().zip(want).enumerate().map(|(at, (got, want))| (at, *got, want));
         tolerance.check(format!("{what}: {field}"), numbers);
+    }
+}
+
+/// Several calls into one sum: each number is the f64 sum of what the formula gives for the calls, for any number of threads,
+/// and a cleared sum keeps nothing.
+#[test]
+fn sums_over_calls() {
+    for (case, [n, d_in, latents, most]) in shapes().into_iter().enumerate() {
+        let mut noise = Noise::new(case as u64 + 77);
+        let dictionary = Dictionary::new([latents, d_in], DTYPES[case % 3], case % 4, || noise.number());
+        let calls: Vec<_> = (0..3)
+            .map(|_| {
+                let [x, d_out] = [(); 2].map(|()| matrix(n, d_in, || noise.number()));
+                (x, d_out, random_codes(&mut noise, n, latents, most))
+            })
+            .collect();
+        let mut want = [(); 2].map(|()| vec![Bounded::ZERO; latents * d_in]);
+        let mut want_bias = vec![Bounded::ZERO; latents];
+        let mut on = vec![false; latents];
+        for (x, d_out, codes) in &calls {
+            let one = formula(&dictionary, x.view(), codes, d_out.view());
+            for (at, &latent) in one.latents.iter().enumerate() {
+                let latent = latent as usize;
+                on[latent] = true;
+                want_bias[latent] = want_bias[latent] + one.encoder_bias[at];
+                for column in 0..d_in {
+                    for (want, got) in want.iter_mut().zip([&one.encoder_weight, &one.decoder_weight]) {
+                        let sum = &mut want[latent * d_in + column];
+                        *sum = *sum + got[at * d_in + column];
+                    }
+                }
+            }
+        }
+        for kernel in kernels() {
+            let run = |par| {
+                let compute = Compute { par, ..serial(kernel, Precision::F32) };
+                let (encoder, decoder) = (dictionary.encoder(Selection::TopK(1)), dictionary.decoder());
+                let (mut scratch, mut sums) = (Scratch::new(), GradientSums::new(latents, d_in));
+                // What a first round leaves behind must not be seen.
+                sums.encoder_weight.fill(f32::NAN);
+                sums.decoder_weight.fill(f32::NAN);
+                sums.encoder_bias.fill(f32::NAN);
+                for round in 0..2 {
+                    sums.clear();
+                    for (x, d_out, codes) in calls.iter().skip(1 - round) {
+                        let (x, d_out) = (x.view(), d_out.view());
+                        kernels::accumulate_gradients(
+                            compute,
+                            &encoder,
+                            &decoder,
+                            x,
+                            codes,
+                            d_out,
+                            &mut scratch,
+                            &mut sums,
+                        );
+                    }
+                }
+                let all = [&sums.encoder_weight, &sums.decoder_weight, &sums.encoder_bias].map(bits);
+                (sums.touched, all)
+            };
+            let (touched, [encoder, decoder, bias]) = on_all_threads(kernel, run);
+            assert_eq!(touched, on, "{kernel:?}");
+            // One rounding per call comes on top where the reference adds in f32.
+            let tolerance = Tolerance::SUM;
+            for (what, got, want, width) in [
+                ("W_enc", &encoder, &want[0], d_in),
+                ("W_dec", &decoder, &want[1], d_in),
+                ("b_enc", &bias, &want_bias, 1),
+            ] {
+                let numbers = (0..got.len())
+                    .filter(|at| on[at / width])
+                    .map(|at| (at, f32::from_bits(got[at]), &want[at]));
+                tolerance.check(format!("{kernel:?} {what} of {n} x {d_in}"), numbers);
+            }
+        }
     }
 }
 
