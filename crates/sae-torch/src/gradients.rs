@@ -2,8 +2,7 @@
 
 use tch::{Kind, Tensor, no_grad};
 
-use crate::bags::Bags;
-use crate::{TopK, TorchSae};
+use crate::{Bags, Parameters, TopK, TorchSae};
 
 /// Gradients of a loss with respect to an autoencoder's parameters, summed over the calls of
 /// [`Gradients::accumulate`].
@@ -102,4 +101,37 @@ impl Gradients {
             self.decoder_bias += d_decoder_bias;
         });
     }
+}
+
+/// Adds to `gradients` (with respect to `W_enc`, `b_enc` and `W_dec`, in this order) those of a loss that looks at several sums of
+/// decoder rows, one for each of `sets`, and whose gradients with respect to these sums are `upstream` `[n, d_in]` each. The
+/// codes are encoded from `input` `[n, d_in]`, what the encoder multiplies.
+///
+/// # Panics
+/// When shapes or devices disagree.
+pub fn accumulate_gradients(
+    parameters: &Parameters,
+    input: &Tensor,
+    sets: &[Bags],
+    upstream: &[Tensor],
+    gradients: &mut [Tensor],
+) {
+    let [encoder_weight, encoder_bias, decoder_weight, ..] = gradients else {
+        panic!("{} gradients, expected those of W_enc, b_enc and W_dec", gradients.len());
+    };
+    no_grad(|| {
+        let n = input.size()[0] as usize;
+        let bags = Bags::join(n, sets);
+        if bags.is_empty() {
+            return;
+        }
+        let upstream = Tensor::cat(upstream, 0);
+        let num_latents = parameters.encoder_bias.size()[0];
+        let on = bags.values().gt(0.0);
+        let d_pre = bags.dot_rows(&upstream, &parameters.decoder_weight) * on;
+        let _ = decoder_weight.g_add_(&bags.gather_into_rows(&upstream, bags.values(), num_latents));
+        let rows = bags.modulo(n);
+        let _ = encoder_weight.g_add_(&rows.gather_into_rows(input, &d_pre, num_latents));
+        let _ = encoder_bias.scatter_add_(0, bags.indices(), &d_pre);
+    });
 }

@@ -42,8 +42,9 @@ mod sae;
 mod splice;
 mod topk;
 
+pub use bags::Bags;
 pub use error::TorchSaeError;
-pub use gradients::{DecoderBias, Gradients};
+pub use gradients::{DecoderBias, Gradients, accumulate_gradients};
 pub use sae::{Parameters, TorchSae};
 pub use splice::ErrorTerm;
 pub use topk::TopK;
