@@ -1,5 +1,7 @@
 //! [`TrainerError`].
 
+use std::path::PathBuf;
+
 use sae_core::SaeError;
 use sae_torch::TorchSaeError;
 
@@ -32,6 +34,14 @@ pub enum TrainerError {
         /// The first such row.
         row: usize,
     },
+    /// A row whose weight is no positive number. Nothing was changed.
+    #[error("row {row} has the weight {value}, expected a positive number")]
+    Weight {
+        /// The first such row.
+        row: usize,
+        /// Its weight.
+        value: f64,
+    },
     /// Activations that are all equal (one vector alone, for instance), or so large that their squares overflow: the fraction of
     /// variance unexplained is undefined. Nothing was changed.
     #[error(
@@ -54,6 +64,59 @@ pub enum TrainerError {
         step: u64,
         /// Its value.
         value: f64,
+    },
+    /// Weights or settings of an autoencoder that is not of the kind to be trained further.
+    #[error("{field}: the autoencoder has {got}, training asks for {expected}")]
+    FineTune {
+        /// The setting.
+        field: &'static str,
+        /// What the settings say.
+        expected: String,
+        /// What the autoencoder has.
+        got: String,
+    },
+    /// A state file that could not be read or written; what stood there before still stands.
+    #[error("cannot {action} {}", path.display())]
+    StateFile {
+        /// Read or write.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that is truncated, damaged or not a trainer's state. Nothing was changed.
+    #[error("{} is not a complete trainer state: {reason}", path.display())]
+    StateFormat {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The state of a trainer with other settings. Nothing was changed.
+    #[error("{} belongs to other settings: {}", path.display(), differences.join("; "))]
+    StateSettings {
+        /// The file.
+        path: PathBuf,
+        /// Each difference, with both sides.
+        differences: Vec<String>,
+    },
+    /// Parameters that make no autoencoder.
+    #[error("the parameters make no sparse autoencoder")]
+    Parameters {
+        /// The cause.
+        #[source]
+        source: SaeError,
+    },
+    /// Tensors that could not be read from or put on the device.
+    #[error("cannot move {what} to or from the device")]
+    Device {
+        /// What was moved.
+        what: String,
+        /// libtorch's message.
+        #[source]
+        source: tch::TchError,
     },
     /// Parameters that could not be read off the device, or are no autoencoder.
     #[error("cannot take the autoencoder off the device")]

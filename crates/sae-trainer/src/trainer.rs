@@ -1,28 +1,56 @@
-//! [`Trainer`]: parameters, optimizer and counters of one autoencoder in training.
+//! [`Trainer`]: one autoencoder in training.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use sae_core::Sae;
-use sae_torch::{Gradients, Parameters, TorchSae};
+use sae_core::{Activation, Sae};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::adam::{Adam, clip, normalise_rows, remove_parallel};
-use crate::loss::{Losses, Objective, forward_backward};
-use crate::{TrainerConfig, TrainerError, geometric_median};
+use crate::backend::{Backend, Cpu, Rates, Torch};
+use crate::config::Selection;
+use crate::init;
+use crate::normalisation::{Affine, Normalisation};
+use crate::objective::{Batch, Chain, Losses, Objective, forward_backward};
+use crate::progress::Progress;
+use crate::rows::Checked;
+use crate::{BiasInit, Rows, TrainerConfig, TrainerError, geometric_median};
 
-/// One TopK autoencoder in training, f32 on one device.
+/// What computes a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Engine {
+    /// `sae-core`'s kernels, on the CPU. No matrix `[tokens, latents]` exists, and results do not depend on the number of threads.
+    Kernels,
+    /// libtorch, on any device. Dense pre-activations are made for as many tokens at a time as
+    /// [`TrainerConfig::dense_budget`] allows.
+    Libtorch,
+}
+
+/// One autoencoder in training, f32 on one device.
 #[derive(Debug)]
 pub struct Trainer {
-    config: TrainerConfig,
-    sae: TorchSae,
-    adam: Adam,
-    gradients: Gradients,
-    /// Batches whose gradients wait for the next optimizer step.
-    pending: u32,
-    /// `[num_latents]` tokens since each latent fired, i64.
-    tokens_since_fired: Tensor,
-    tokens: u64,
+    pub(crate) config: TrainerConfig,
+    pub(crate) engine: Running,
+    pub(crate) normalisation: Normalisation,
+    pub(crate) progress: Progress,
+    /// Whether the parameters come from an autoencoder, whose biases are not to be set anew.
+    fine_tuning: bool,
 }
+
+/// The engine and what it holds.
+#[derive(Debug)]
+pub(crate) enum Running {
+    Kernels(Box<Cpu>),
+    Libtorch(Box<Torch>),
+}
+
+/// Calls generic code with whichever engine runs.
+macro_rules! with_backend {
+    ($engine:expr, $backend:ident => $body:expr) => {
+        match $engine {
+            $crate::trainer::Running::Kernels($backend) => $body,
+            $crate::trainer::Running::Libtorch($backend) => $body,
+        }
+    };
+}
+pub(crate) use with_backend;
 
 /// What one call of [`Trainer::step`] did.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,16 +58,20 @@ pub struct Trainer {
 pub struct StepReport {
     /// The loss of this batch.
     pub loss: f64,
-    /// Its fraction of variance unexplained, centred on the batch's own mean.
+    /// Its fraction of variance unexplained by the k codes, centred on the batch's own mean.
     pub fvu: f64,
     /// The same with 4k latents, with `multi_topk`.
     pub multi_topk_fvu: Option<f64>,
+    /// The mean of the same over the prefixes, with `matryoshka`.
+    pub matryoshka_fvu: Option<f64>,
     /// The AuxK loss before its weight, where there are dead latents and `auxk_alpha` is not 0.
     pub auxk: Option<f64>,
     /// Latents on per token.
     pub l0: f64,
     /// Share of latents that have not fired for `dead_feature_threshold` tokens.
     pub dead_share: f64,
+    /// The activation above which BatchTopK's latents will count as on, in units of the activations as they were given.
+    pub threshold: Option<f64>,
     /// The learning rate of the optimizer step that this batch is part of.
     pub lr: f64,
     /// Norm of all gradients before clipping, when this batch completed an optimizer step.
@@ -50,164 +82,175 @@ pub struct StepReport {
     pub tokens: u64,
 }
 
-/// All that a run would have to restore, apart from its data position.
-#[derive(Debug)]
-pub struct TrainerState<'a> {
-    /// Named tensors: parameters, Adam's moments, waiting gradients, tokens since each latent fired.
-    pub tensors: Vec<(String, &'a Tensor)>,
-    /// Optimizer steps taken.
-    pub optimizer_steps: u64,
-    /// Batches whose gradients wait for the next optimizer step.
-    pub pending: u32,
-    /// Tokens seen.
-    pub tokens: u64,
-}
-
 impl Trainer {
     /// Draws an autoencoder: encoder rows uniform in ±1/sqrt(d_in) as `torch.nn.Linear` draws them, from ChaCha8 under the
-    /// seed (so the same on every device), decoder rows their copies at length 1, biases 0.
+    /// seed (so the same on every device), decoder rows their copies, at length 1 with `normalize_decoder`, biases 0.
+    /// A transcoder's decoder, and a skip connection, start at 0.
+    ///
+    /// On the CPU [`Engine::Kernels`] computes, elsewhere libtorch.
     ///
     /// # Errors
-    /// When a setting is out of range.
+    /// When a setting is out of range, or the device has no room.
+    pub fn new(config: TrainerConfig, device: Device) -> Result<Self, TrainerError> {
+        Self::with_engine(config, device, usual_engine(device))
+    }
+
+    /// As [`Trainer::new`], computed by `engine`.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
     ///
     /// # Panics
-    /// When the device has no room.
-    pub fn new(config: TrainerConfig, device: Device) -> Result<Self, TrainerError> {
+    /// When `engine` does not run on `device`.
+    #[track_caller]
+    pub fn with_engine(config: TrainerConfig, device: Device, engine: Engine) -> Result<Self, TrainerError> {
         config.validate()?;
-        let (latents, d_in) = (config.num_latents as i64, config.d_in as i64);
-        let bound = 1.0 / (config.d_in as f32).sqrt();
-        let mut random = ChaCha8Rng::seed_from_u64(config.seed);
-        let weight: Vec<f32> =
-            (0..config.num_latents * config.d_in).map(|_| random.random_range(-bound..bound)).collect();
-        let encoder_weight = Tensor::from_slice(&weight).reshape([latents, d_in]).to_device(device);
-        let mut decoder_weight = encoder_weight.copy();
-        normalise_rows(&mut decoder_weight);
-        let zeros = |n: i64, kind| Tensor::zeros([n], (kind, device));
-        let parameters = Parameters {
-            encoder_weight,
-            encoder_bias: zeros(latents, Kind::Float),
-            decoder_weight,
-            decoder_bias: zeros(d_in, Kind::Float),
+        let tensors = init::draw(&config);
+        Self::from_tensors(config, tensors, device, engine)
+    }
+
+    /// Goes on training `sae`, whose kind `config` must name. Its BatchTopK threshold is taken over too.
+    ///
+    /// # Errors
+    /// When a setting is out of range or differs from what `sae` is, when the device has no room, or when rows of `W_dec` have
+    /// another length than 1 and `normalize_decoder` would change them.
+    pub fn from_sae(config: TrainerConfig, sae: &Sae, device: Device) -> Result<Self, TrainerError> {
+        config.validate()?;
+        let tensors = init::of_sae(&config, sae)?;
+        let mut trainer = Self::from_tensors(config, tensors, device, usual_engine(device))?;
+        trainer.fine_tuning = true;
+        if let Activation::BatchTopK { threshold } = sae.config().activation {
+            trainer.progress.threshold.start_from(f64::from(threshold));
+        }
+        Ok(trainer)
+    }
+
+    #[track_caller]
+    fn from_tensors(
+        config: TrainerConfig,
+        tensors: sae_core::SaeTensors,
+        device: Device,
+        engine: Engine,
+    ) -> Result<Self, TrainerError> {
+        let engine = match engine {
+            Engine::Kernels => {
+                assert_eq!(device, Device::Cpu, "the device of sae-core's kernels");
+                Running::Kernels(Box::new(Cpu::new(&config, tensors)))
+            }
+            Engine::Libtorch => {
+                Running::Libtorch(Box::new(Torch::new(&config, &tensors, device, Kind::Float)?))
+            }
         };
-        let sae = TorchSae::from_parameters(config.sae_config(), parameters)
-            .map_err(|source| TrainerError::Sae { source })?
-            .with_dense_budget(config.dense_budget);
         Ok(Self {
-            adam: Adam::new(&sae),
-            gradients: Gradients::zeros(&sae),
-            pending: 0,
-            tokens_since_fired: zeros(latents, Kind::Int64),
-            tokens: 0,
+            normalisation: Normalisation::identity(config.d_in, config.transcode),
+            progress: Progress::default(),
+            fine_tuning: false,
             config,
-            sae,
+            engine,
         })
     }
 
-    /// Sets the decoder bias to the [`geometric_median`] of `activations` `[n, d_in]`. Meant for the first batch, before the
-    /// first step; without it training starts from a bias of 0.
+    /// Sets what depends on the data, from the first batch, before the first step: the normalisation, and unless an
+    /// autoencoder is trained further, the decoder's bias as [`TrainerConfig::bias_init`] says and, of a transcoder,
+    /// the encoder's, so that pre-activations are centred: `b_enc = -W_enc · mean(x)`, as sparsify does. Weights do not count here.
+    ///
+    /// Without it there is no normalisation, and biases start at 0.
     ///
     /// # Errors
-    /// When an activation is NaN or infinite.
+    /// When an activation is NaN or infinite, or the device fails.
     ///
     /// # Panics
-    /// When `activations` is not `[n, d_in]` with at least one row.
+    /// When the shapes of `rows` disagree, or a step has been taken.
     #[track_caller]
-    pub fn init_bias(&mut self, activations: &Tensor) -> Result<(), TrainerError> {
-        let x = self.check(activations);
-        let bad = x.isfinite().all_dim(1, false).logical_not().nonzero();
-        if bad.size()[0] > 0 {
-            return Err(TrainerError::ActivationsNotFinite { row: bad.int64_value(&[0, 0]) as usize });
+    pub fn init(&mut self, rows: &Rows<'_>) -> Result<(), TrainerError> {
+        assert_eq!(self.progress.tokens, 0, "tokens seen before what the first batch is to set");
+        let config = &self.config;
+        let rows = with_backend!(&self.engine, backend => Checked::new(rows, config, backend.device()))?;
+        let fit = |tensor| {
+            if config.centre || config.scale_norm {
+                Affine::fit(tensor, config.centre, config.scale_norm)
+            } else {
+                Affine::identity(config.d_in)
+            }
+        };
+        let normalisation =
+            Normalisation { input: fit(&rows.x), target: fit(rows.targets()), transcode: config.transcode };
+        let mut tensors = with_backend!(&self.engine, backend => backend.tensors())?;
+        if self.fine_tuning {
+            self.normalisation.fold(&mut tensors);
+            normalisation.unfold(&mut tensors);
+            self.progress
+                .threshold
+                .rescale(self.normalisation.activation_scale() / normalisation.activation_scale());
+        } else {
+            let y = normalisation.target.apply(rows.targets());
+            let mean = |tensor: &Tensor| {
+                tensor.to_kind(Kind::Double).mean_dim([0_i64].as_slice(), false, Kind::Double)
+            };
+            let bias = no_grad(|| match config.bias_init {
+                BiasInit::GeometricMedian => geometric_median(&y),
+                BiasInit::Mean => mean(&y),
+                BiasInit::Zero => y.get(0).zeros_like(),
+            });
+            let to_host = |tensor: &Tensor, out: &mut Vec<f32>| {
+                let tensor = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+                tensor.copy_data(out, tensor.numel());
+            };
+            to_host(&bias, &mut tensors.decoder_bias);
+            if config.transcode {
+                let mut centre = vec![0.0; config.d_in];
+                to_host(&mean(&normalisation.input.apply(&rows.x)), &mut centre);
+                init::centre_encoder(&mut tensors, &centre);
+            }
         }
-        let median = geometric_median(&x);
-        no_grad(|| self.sae.parameters_mut().decoder_bias.copy_(&median));
+        with_backend!(&mut self.engine, backend => backend.set_tensors(&tensors));
+        self.normalisation = normalisation;
         Ok(())
     }
 
-    /// Takes in a batch `[n, d_in]` of any float dtype, and after every `grad_acc_steps` batches takes an optimizer step: the part
-    /// of the decoder's gradient along its rows is removed, all gradients are clipped together, once, Adam moves the
-    /// parameters, and the decoder's rows go back to length 1.
+    /// Takes in a batch, and after every `grad_acc_steps` batches takes an optimizer step: the part of the decoder's gradient
+    /// along its rows is removed, all gradients are clipped together, once, the optimizer moves the parameters, and the
+    /// decoder's rows go back to length 1.
     ///
     /// # Errors
-    /// When an activation is NaN or infinite, or all are equal; nothing has changed then. When the loss or the gradient is not
-    /// finite; the optimizer step is then not taken, and its gradients are dropped.
+    /// When an activation is NaN or infinite, a weight not positive, or all activations are equal; nothing has changed then. When
+    /// the loss or the gradient is not finite; the optimizer step is then not taken, and its gradients are dropped.
     ///
     /// # Panics
-    /// When `activations` is not `[n, d_in]` with at least one row.
+    /// When the shapes of `rows` disagree, or a transcoder has no targets.
     #[track_caller]
-    pub fn step(&mut self, activations: &Tensor) -> Result<StepReport, TrainerError> {
-        let x = self.check(activations);
-        let lr = self.config.lr_at(self.adam.steps);
-        let objective = Objective { multi_topk: self.config.multi_topk, auxk_alpha: self.config.auxk_alpha };
-        let scale = 1.0 / f64::from(self.config.grad_acc_steps);
-        let losses = no_grad(|| {
-            let dead = self.dead_mask().nonzero().squeeze_dim(1);
-            forward_backward(&self.sae, &x, &dead, objective, &mut self.gradients, scale)
-        })?;
-        if !losses.loss.is_finite() {
-            return Err(self.diverged("loss", losses.loss));
-        }
-        let rows = x.size()[0];
-        let l0 = no_grad(|| self.count_fired(&losses, rows));
-        self.pending += 1;
-        let mut grad_norm = None;
-        if self.pending == self.config.grad_acc_steps {
-            remove_parallel(&self.sae, &mut self.gradients);
-            let norm = clip(&mut self.gradients, self.config.max_grad_norm);
-            if !norm.is_finite() {
-                return Err(self.diverged("gradient norm", norm));
-            }
-            self.adam.step(&mut self.sae, &self.gradients, lr);
-            normalise_rows(&mut self.sae.parameters_mut().decoder_weight);
-            self.drop_gradients();
-            grad_norm = Some(norm);
-        }
-        Ok(StepReport {
-            loss: losses.loss,
-            fvu: losses.fvu,
-            multi_topk_fvu: losses.multi_topk_fvu,
-            auxk: losses.auxk,
-            l0,
-            dead_share: self.dead_mask().to_kind(Kind::Double).mean(Kind::Double).double_value(&[]),
-            lr,
-            grad_norm,
-            optimizer_steps: self.adam.steps,
-            tokens: self.tokens,
+    pub fn step(&mut self, rows: &Rows<'_>) -> Result<StepReport, TrainerError> {
+        let Self { config, engine, normalisation, progress, .. } = self;
+        let checked = with_backend!(&*engine, backend => Checked::new(rows, config, backend.device()))?;
+        let x = normalisation.input.apply(&checked.x);
+        let y = checked.y.as_ref().map(|y| normalisation.target.apply(y));
+        let unit = normalisation.activation_scale();
+        with_backend!(engine, backend => {
+            let batch = Batch {
+                x: backend.rows(&x),
+                y: y.map(|y| backend.rows(&y)),
+                weights: checked.weights.as_ref().map(|weights| backend.rows(weights)),
+            };
+            no_grad(|| take_in(&mut **backend, config, progress, &batch, checked.len(), unit))
         })
     }
 
-    #[track_caller]
-    fn check(&self, activations: &Tensor) -> Tensor {
-        let size = activations.size();
-        assert!(
-            matches!(size[..], [n, d_in] if n > 0 && d_in == self.config.d_in as i64),
-            "activations are {size:?}, expected [n, {}] with at least one row",
-            self.config.d_in
-        );
-        activations.detach().to_device(self.sae.device()).to_kind(Kind::Float)
+    /// The autoencoder as it stands, the normalisation folded in: it takes and gives activations as they were given here.
+    ///
+    /// # Errors
+    /// When the device fails, or the parameters are no autoencoder.
+    pub fn to_sae(&self) -> Result<Sae, TrainerError> {
+        let mut tensors = with_backend!(&self.engine, backend => backend.tensors())?;
+        self.normalisation.fold(&mut tensors);
+        let config = self.config.sae_config(self.threshold().unwrap_or(0.0) as f32);
+        Sae::from_parts(config, tensors).map_err(|source| TrainerError::Parameters { source })
     }
 
-    fn dead_mask(&self) -> Tensor {
-        let threshold = i64::try_from(self.config.dead_feature_threshold).unwrap_or(i64::MAX);
-        self.tokens_since_fired.gt(threshold)
-    }
-
-    /// Counts tokens and firings; returns the latents on per token.
-    fn count_fired(&mut self, losses: &Losses, rows: i64) -> f64 {
-        let fired = losses.codes.indices.masked_select(&losses.codes.values.gt(0.0));
-        self.tokens_since_fired += rows;
-        let _ = self.tokens_since_fired.index_fill_(0, &fired, 0);
-        self.tokens += rows as u64;
-        fired.numel() as f64 / rows as f64
-    }
-
-    fn diverged(&mut self, what: &'static str, value: f64) -> TrainerError {
-        self.drop_gradients();
-        TrainerError::Diverged { what, step: self.adam.steps, value }
-    }
-
-    fn drop_gradients(&mut self) {
-        self.gradients.reset();
-        self.pending = 0;
+    /// BatchTopK's threshold in units of the activations as they are given.
+    fn threshold(&self) -> Option<f64> {
+        let batch_topk = self.config.activation == Selection::BatchTopK;
+        let threshold = self.progress.threshold.value().filter(|_| batch_topk);
+        threshold.map(|threshold| threshold * self.normalisation.activation_scale())
     }
 
     /// The settings.
@@ -215,47 +258,101 @@ impl Trainer {
         &self.config
     }
 
-    /// The autoencoder as it stands, for evaluation.
-    pub fn sae(&self) -> &TorchSae {
-        &self.sae
+    /// Optimizer steps taken so far.
+    pub fn optimizer_steps(&self) -> u64 {
+        self.progress.optimizer_steps
     }
 
-    /// Everything that changes in training.
-    pub fn state(&self) -> TrainerState<'_> {
-        const NAMES: [&str; 4] = ["encoder.weight", "encoder.bias", "W_dec", "b_dec"];
-        let sae = &self.sae;
-        let parameters = [sae.encoder_weight(), sae.encoder_bias(), sae.decoder_weight(), sae.decoder_bias()];
-        let groups = [
-            ("parameter", parameters),
-            ("adam.first", self.adam.first.tensors()),
-            ("adam.second", self.adam.second.tensors()),
-            ("gradient", self.gradients.tensors()),
-        ];
-        let named = groups.into_iter().flat_map(|(group, tensors)| {
-            NAMES.into_iter().zip(tensors).map(move |(name, tensor)| (format!("{group}.{name}"), tensor))
-        });
-        let fired = ("tokens_since_fired".to_owned(), &self.tokens_since_fired);
-        TrainerState {
-            tensors: named.chain([fired]).collect(),
-            optimizer_steps: self.adam.steps,
-            pending: self.pending,
-            tokens: self.tokens,
+    /// Tokens seen so far.
+    pub fn tokens(&self) -> u64 {
+        self.progress.tokens
+    }
+
+    /// What computes the steps.
+    pub fn engine(&self) -> Engine {
+        match self.engine {
+            Running::Kernels(_) => Engine::Kernels,
+            Running::Libtorch(_) => Engine::Libtorch,
         }
     }
+}
 
-    /// A copy of the autoencoder off the device, to be saved.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn to_sae(&self) -> Result<Sae, TrainerError> {
-        self.sae.to_sae().map_err(|source| TrainerError::Sae { source })
-    }
+fn usual_engine(device: Device) -> Engine {
+    if device == Device::Cpu { Engine::Kernels } else { Engine::Libtorch }
+}
 
-    /// Ends training.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn into_sae(self) -> Result<Sae, TrainerError> {
-        self.to_sae()
+/// See [`Trainer::step`]; `unit` is what activations in training are to be multiplied by.
+fn take_in<B: Backend>(
+    backend: &mut B,
+    config: &TrainerConfig,
+    progress: &mut Progress,
+    batch: &Batch<B::Rows>,
+    n: usize,
+    unit: f64,
+) -> Result<StepReport, TrainerError> {
+    let variance = backend.variance(batch.targets(), batch.weights.as_ref());
+    if !(variance.is_finite() && variance > 0.0) {
+        return Err(TrainerError::Variance { rows: n, variance });
     }
+    let lr = config.lr_at(progress.optimizer_steps);
+    let objective = Objective {
+        chain: Chain::new(config),
+        matryoshka: !config.matryoshka.is_empty(),
+        auxk_alpha: config.auxk_alpha,
+        d_in: config.d_in,
+        dead: backend.dead(),
+        variance,
+        scale: 1.0 / f64::from(config.grad_acc_steps),
+    };
+    let diverged = |backend: &mut B, progress: &mut Progress, what, value| {
+        backend.clear_gradients();
+        backend.forget_fired();
+        progress.drop_pending();
+        TrainerError::Diverged { what, step: progress.optimizer_steps, value }
+    };
+    let mut losses = Losses::default();
+    let part = n.div_ceil(config.micro_acc_steps as usize);
+    for start in (0..n).step_by(part) {
+        let rows = start..(start + part).min(n);
+        let result = if rows.len() == n {
+            forward_backward(backend, &objective, batch)
+        } else {
+            forward_backward(backend, &objective, &batch.part::<B>(&rows))
+        };
+        match result {
+            Ok(of_part) => losses.add(&of_part),
+            Err(value) => return Err(diverged(backend, progress, "pre-activation of a latent", value)),
+        }
+    }
+    if !losses.loss.is_finite() {
+        return Err(diverged(backend, progress, "loss", losses.loss));
+    }
+    let mut grad_norm = None;
+    if progress.pending + 1 == config.grad_acc_steps {
+        let norm = backend.finish_gradients();
+        if !norm.is_finite() {
+            return Err(diverged(backend, progress, "gradient norm", norm));
+        }
+        let factor = if norm > config.max_grad_norm { config.max_grad_norm / norm } else { 1.0 };
+        backend.update(Rates { lr, step: progress.optimizer_steps + 1, factor });
+        backend.clear_gradients();
+        grad_norm = Some(norm);
+    }
+    backend.count_fired(n);
+    progress.count(n as u64, &losses.smallest, grad_norm.is_some());
+    let threshold = progress.threshold.value().filter(|_| config.activation == Selection::BatchTopK);
+    Ok(StepReport {
+        loss: losses.loss,
+        fvu: losses.fvu,
+        multi_topk_fvu: losses.multi_topk_fvu,
+        matryoshka_fvu: losses.matryoshka_fvu,
+        auxk: losses.auxk,
+        l0: losses.codes as f64 / n as f64,
+        dead_share: backend.dead() as f64 / config.num_latents as f64,
+        threshold: threshold.map(|threshold| threshold * unit),
+        lr,
+        grad_norm,
+        optimizer_steps: progress.optimizer_steps,
+        tokens: progress.tokens,
+    })
 }

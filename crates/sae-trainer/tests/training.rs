@@ -1,6 +1,7 @@
 //! Training on toys whose dictionary is known.
 
-use sae_trainer::{Trainer, TrainerConfig, TrainerError};
+use sae_core::{Sae, SaeTensors};
+use sae_trainer::{Rows, Trainer, TrainerConfig, TrainerError};
 use tch::{Device, Kind, Tensor};
 
 const D_IN: i64 = 32;
@@ -39,18 +40,33 @@ fn config(steps: u64) -> TrainerConfig {
     config
 }
 
+fn tensors(sae: &Sae) -> SaeTensors {
+    SaeTensors {
+        encoder_weight: sae.encoder_weight().to_f32(),
+        encoder_bias: sae.encoder_bias().to_f32(),
+        decoder_weight: sae.decoder_weight().to_f32(),
+        decoder_bias: sae.decoder_bias().to_f32(),
+        skip_weight: sae.skip_weight().map(|weight| weight.to_f32()),
+    }
+}
+
+fn decoder(trainer: &Trainer) -> Tensor {
+    let weight = trainer.to_sae().unwrap().decoder_weight().to_f32();
+    Tensor::from_slice(&weight).reshape([-1, D_IN])
+}
+
 fn decoder_row_lengths(trainer: &Trainer) -> Tensor {
-    trainer.sae().decoder_weight().norm_scalaropt_dim(2, [1_i64].as_slice(), false)
+    decoder(trainer).norm_scalaropt_dim(2, [1_i64].as_slice(), false)
 }
 
 #[test]
 fn finds_a_known_dictionary() {
     let toy = Toy::new();
     let mut trainer = Trainer::new(config(300), Device::Cpu).unwrap();
-    trainer.init_bias(&toy.batch(256)).unwrap();
+    trainer.init(&Rows::new(&toy.batch(256))).unwrap();
     let mut last = None;
     for step in 1..=300 {
-        let report = trainer.step(&toy.batch(256)).unwrap();
+        let report = trainer.step(&Rows::new(&toy.batch(256))).unwrap();
         assert_eq!((report.optimizer_steps, report.tokens), (step, step * 256));
         assert!(report.grad_norm.is_some() && report.l0 <= ACTIVE as f64);
         if step % 50 == 0 {
@@ -61,12 +77,12 @@ fn finds_a_known_dictionary() {
     }
     let report = last.unwrap();
     // Each direction of the dictionary has a decoder row near it.
-    let cosines = toy.dictionary.matmul(&trainer.sae().decoder_weight().tr());
+    let cosines = toy.dictionary.matmul(&decoder(&trainer).tr());
     let nearest = cosines.max_dim(1, false).0.mean(Kind::Double).double_value(&[]);
     assert!(report.fvu < 0.05 && nearest > 0.95, "{nearest} {report:?}");
     // What comes out reconstructs as what was trained.
     let x = toy.batch(64);
-    let sae = trainer.into_sae().unwrap();
+    let sae = trainer.to_sae().unwrap();
     let flat: Vec<f32> = Vec::try_from(x.reshape([-1])).unwrap();
     let x = ndarray::Array2::from_shape_vec((64, D_IN as usize), flat).unwrap();
     let mut reconstruction = sae_core::metrics::Reconstruction::new();
@@ -86,13 +102,13 @@ fn accumulated_batches_make_one_step() {
         let mut trainer = Trainer::new(config, Device::Cpu).unwrap();
         let mut norms = Vec::new();
         for call in 1..=4 * grad_acc_steps {
-            let report = trainer.step(&whole).unwrap();
+            let report = trainer.step(&Rows::new(&whole)).unwrap();
             assert_eq!(report.grad_norm.is_some(), call % grad_acc_steps == 0);
             norms.extend(report.grad_norm);
         }
-        assert_eq!(trainer.state().optimizer_steps, 4);
-        assert_eq!(trainer.state().tokens, u64::from(grad_acc_steps) * 4 * 256);
-        (trainer.into_sae().unwrap(), norms)
+        assert_eq!(trainer.optimizer_steps(), 4);
+        assert_eq!(trainer.tokens(), u64::from(grad_acc_steps) * 4 * 256);
+        (trainer.to_sae().unwrap(), norms)
     };
     let ((once, norms), (thrice, same_norms)) = (run(1), run(3));
     // Of the mean, not the sum, and before clipping.
@@ -118,11 +134,11 @@ fn the_same_seed_gives_the_same_bits_and_another_does_not() {
         let mut config = config(5);
         config.seed = seed;
         let mut trainer = Trainer::new(config, Device::Cpu).unwrap();
-        trainer.init_bias(&batches[0]).unwrap();
+        trainer.init(&Rows::new(&batches[0])).unwrap();
         for batch in &batches {
-            trainer.step(batch).unwrap();
+            trainer.step(&Rows::new(batch)).unwrap();
         }
-        trainer.into_sae().unwrap().encoder_weight().to_f32()
+        trainer.to_sae().unwrap().encoder_weight().to_f32()
     };
     assert_eq!(run(1), run(1));
     assert_ne!(run(1), run(2));
@@ -136,13 +152,17 @@ fn dead_latents_are_counted_on_tokens_and_revived_by_auxk() {
         config.auxk_alpha = auxk_alpha;
         config.dead_feature_threshold = 1_000;
         let mut trainer = Trainer::new(config, Device::Cpu).unwrap();
-        trainer.init_bias(&toy.batch(256)).unwrap();
+        trainer.init(&Rows::new(&toy.batch(256))).unwrap();
         // 48 of 80 latents are too weak to be among the k largest: without help they never fire.
-        let _ = trainer.sae().encoder_weight().narrow(0, 0, 48).g_mul_scalar_(0.02);
+        let sae = trainer.to_sae().unwrap();
+        let mut tensors = tensors(&sae);
+        tensors.encoder_weight[..48 * D_IN as usize].iter_mut().for_each(|weight| *weight *= 0.02);
+        let sae = Sae::from_parts(sae.config().clone(), tensors).unwrap();
+        let mut trainer = Trainer::from_sae(trainer.config().clone(), &sae, Device::Cpu).unwrap();
         let mut dead = Vec::new();
         let mut last = None;
         for _ in 0..150 {
-            let report = trainer.step(&toy.batch(256)).unwrap();
+            let report = trainer.step(&Rows::new(&toy.batch(256))).unwrap();
             dead.push(report.dead_share);
             last = Some(report);
         }
@@ -159,17 +179,22 @@ fn dead_latents_are_counted_on_tokens_and_revived_by_auxk() {
 fn a_refused_batch_changes_nothing() {
     let toy = Toy::new();
     let mut trainer = Trainer::new(config(10), Device::Cpu).unwrap();
-    trainer.step(&toy.batch(64)).unwrap();
-    let before = trainer.to_sae().unwrap();
     let bad = toy.batch(64);
     let _ = bad.get(9).narrow(0, 2, 1).fill_(f64::NAN);
-    assert!(matches!(trainer.step(&bad), Err(TrainerError::ActivationsNotFinite { row: 9 })));
-    assert!(matches!(trainer.init_bias(&bad), Err(TrainerError::ActivationsNotFinite { row: 9 })));
+    assert!(matches!(trainer.init(&Rows::new(&bad)), Err(TrainerError::ActivationsNotFinite { row: 9 })));
+    trainer.step(&Rows::new(&toy.batch(64))).unwrap();
+    let before = trainer.to_sae().unwrap();
+    assert!(matches!(trainer.step(&Rows::new(&bad)), Err(TrainerError::ActivationsNotFinite { row: 9 })));
+    let equal = toy.batch(1).expand([64, D_IN], false);
+    assert!(matches!(trainer.step(&Rows::new(&equal)), Err(TrainerError::Variance { rows: 64, .. })));
+    let (fine, weights) = (toy.batch(64), Tensor::ones([64], (Kind::Float, Device::Cpu)));
+    let _ = weights.get(5).fill_(-1.0);
+    let rows = Rows { weights: Some(&weights), ..Rows::new(&fine) };
+    assert!(matches!(trainer.step(&rows), Err(TrainerError::Weight { row: 5, .. })));
     let after = trainer.to_sae().unwrap();
     assert_eq!(before.encoder_weight().bytes(), after.encoder_weight().bytes());
     assert_eq!(before.decoder_bias().bytes(), after.decoder_bias().bytes());
-    assert_eq!((trainer.state().optimizer_steps, trainer.state().tokens), (1, 64));
-    let finite =
-        trainer.state().tensors.iter().all(|(_, tensor)| tensor.isfinite().all().int64_value(&[]) == 1);
+    assert_eq!((trainer.optimizer_steps(), trainer.tokens()), (1, 64));
+    let finite = tensors(&after).encoder_weight.iter().all(|weight| weight.is_finite());
     assert!(finite);
 }
