@@ -61,6 +61,69 @@ fn load_cuda_library() -> Result<(), NnError> {
     Err(NnError::NoGpu)
 }
 
+/// Free and total memory of a GPU in bytes, as its driver counts them for all processes; `None` for every other device, and
+/// where the CUDA runtime does not say. Memory that libtorch keeps for its next tensors counts as taken.
+///
+/// Open the device first ([`DeviceChoice::open`]): that loads the runtime this asks.
+pub fn device_memory(device: Device) -> Option<(u64, u64)> {
+    match device {
+        #[cfg(target_os = "linux")]
+        Device::Cuda(index) => cuda::memory(i32::try_from(index).ok()?),
+        _ => None,
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod cuda {
+    #![expect(unsafe_code, reason = "the CUDA runtime is C")]
+
+    use std::ffi::c_int;
+
+    use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+
+    /// What the runtime's functions return when all went well.
+    const SUCCESS: c_int = 0;
+
+    type GetDevice = unsafe extern "C" fn(*mut c_int) -> c_int;
+    type SetDevice = unsafe extern "C" fn(c_int) -> c_int;
+    type GetMemory = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
+
+    /// The runtime that libtorch brought into the process, whatever its file is called, or else an installed one.
+    fn runtime() -> Option<Library> {
+        let ours = Library::this();
+        // SAFETY: the symbol is only looked up, not used.
+        if unsafe { ours.get::<GetMemory>(b"cudaMemGetInfo\0") }.is_ok() {
+            return Some(ours);
+        }
+        ["libcudart.so.13", "libcudart.so.12", "libcudart.so"].into_iter().find_map(|name| {
+            // SAFETY: NVIDIA's runtime is made to be loaded at any time; its initialisers touch nothing of ours.
+            unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) }.ok()
+        })
+    }
+
+    pub(super) fn memory(index: c_int) -> Option<(u64, u64)> {
+        let runtime = runtime()?;
+        let (mut before, mut free, mut total) = (0, 0, 0);
+        // SAFETY: the three functions have had these signatures since CUDA 3 (driver_types.h: cudaError_t is an enum, an int in
+        // C; cuda_runtime_api.h). They write through pointers to locals that outlive the calls. The thread's current device,
+        // which libtorch relies on, is put back.
+        let status = unsafe {
+            let get_device = runtime.get::<GetDevice>(b"cudaGetDevice\0").ok()?;
+            let set_device = runtime.get::<SetDevice>(b"cudaSetDevice\0").ok()?;
+            let get_memory = runtime.get::<GetMemory>(b"cudaMemGetInfo\0").ok()?;
+            if get_device(&raw mut before) != SUCCESS || set_device(index) != SUCCESS {
+                return None;
+            }
+            let status = get_memory(&raw mut free, &raw mut total);
+            let restored = set_device(before);
+            if status == SUCCESS { restored } else { status }
+        };
+        // The runtime stays: unloading it would end what it holds for the process.
+        std::mem::forget(runtime);
+        (status == SUCCESS).then_some((free as u64, total as u64))
+    }
+}
+
 impl FromStr for DeviceChoice {
     type Err = NnError;
 
@@ -158,5 +221,15 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert_eq!(DeviceChoice::Cpu.open().unwrap(), Device::Cpu);
+    }
+
+    #[test]
+    fn memory_is_a_gpus_and_of_one_that_exists() {
+        assert_eq!(device_memory(Device::Cpu), None);
+        assert_eq!(device_memory(Device::Cuda(4096)), None);
+        if let Ok(device) = DeviceChoice::Cuda(0).open() {
+            let (free, total) = device_memory(device).unwrap();
+            assert!(0 < free && free <= total, "{free} of {total}");
+        }
     }
 }

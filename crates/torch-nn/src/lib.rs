@@ -6,6 +6,8 @@
 //!   tensor a model asks for and does not find, finds in another shape, or does not ask for at all is reported by name.
 //! * [`Linear`], [`Embedding`], [`LayerNorm`], [`RmsNorm`], [`Activation`], [`Rope`], [`attention`]: layers whose only
 //!   state is their tensors, so that gradients flow to whatever these were made from.
+//! * [`WeightPrecision`], [`QuantisedMatrix`], [`Quantisation`]: matrices in 8 bits for models that are only read, and what
+//!   that costs in accuracy.
 //!
 //! Each layer computes in the dtype of its own weights and casts its input to it. Weights of one dtype thus give an
 //! ordinary forward pass, and f32 embeddings and norms beside bf16 matrices give what PyTorch calls autocast: matrix
@@ -37,16 +39,18 @@ mod device;
 mod error;
 mod linear;
 mod norm;
+mod quantised;
 mod rope;
 mod weights;
 
 pub use activation::Activation;
 pub use allocator::keep_freed_memory;
 pub use attention::{AttentionMask, attention, merge_heads, split_heads};
-pub use device::{DeviceChoice, DtypeChoice};
+pub use device::{DeviceChoice, DtypeChoice, device_memory};
 pub use error::{Mismatch, NnError};
 pub use linear::{Embedding, Linear};
 pub use norm::{LayerNorm, RmsNorm};
+pub use quantised::{MatrixError, Quantisation, QuantisedMatrix, WeightPrecision};
 pub use rope::{Rope, RopeScaling, RotaryTable};
 pub use tch;
 pub use weights::{LoadReport, Scope, Weights};

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Mismatch, NnError};
+use crate::quantised::bytes_of;
+use crate::{MatrixError, Mismatch, NnError, Quantisation, QuantisedMatrix};
 use files::Shards;
 
 /// Names that older checkpoints carry and no model reads: buffers that follow from the configuration.
@@ -33,20 +34,26 @@ enum Source {
 
 #[derive(Debug, Default)]
 struct Record {
-    applied: BTreeSet<String>,
+    /// With the bytes each holds.
+    applied: BTreeMap<String, u64>,
     skipped: Vec<String>,
     missing: BTreeSet<String>,
     mismatched: BTreeMap<String, Mismatch>,
+    quantised: Vec<MatrixError>,
 }
 
 /// What a strict load did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LoadReport {
     /// Tensors that went into the model.
     pub applied: Vec<String>,
     /// Tensors the model knows and has no need of: layers past the last one used, buffers that follow from the
     /// configuration.
     pub skipped: Vec<String>,
+    /// The bytes the applied tensors hold as they were handed out, each counted once.
+    pub bytes: u64,
+    /// The matrices kept in 8 bits, and what that did to them.
+    pub quantisation: Quantisation,
 }
 
 /// A dotted prefix within [`Weights`].
@@ -131,7 +138,7 @@ impl Weights {
         let mut skipped = Vec::new();
         let mut unused = Vec::new();
         for name in self.names() {
-            if record.applied.contains(name) || record.mismatched.contains_key(name) {
+            if record.applied.contains_key(name) || record.mismatched.contains_key(name) {
                 continue;
             }
             let known = DERIVED_BUFFERS.iter().any(|suffix| name.ends_with(suffix))
@@ -145,7 +152,14 @@ impl Weights {
                 skipped = skipped.len(),
                 "weights loaded"
             );
-            return Ok(LoadReport { applied: record.applied.into_iter().collect(), skipped });
+            let quantisation = Quantisation { matrices: record.quantised };
+            let bytes = record.applied.values().sum();
+            return Ok(LoadReport {
+                applied: record.applied.into_keys().collect(),
+                skipped,
+                bytes,
+                quantisation,
+            });
         }
         Err(NnError::Weights {
             origin: self.origin.clone(),
@@ -155,17 +169,32 @@ impl Weights {
         })
     }
 
-    fn fetch(&self, name: &str, shape: &[i64]) -> Result<Option<Tensor>, Mismatch> {
+    /// A tensor and the dtype it is to compute in; the tensor itself in `wanted`, if given, without a rounding between.
+    fn fetch(
+        &self,
+        name: &str,
+        shape: &[i64],
+        wanted: Option<Kind>,
+    ) -> Result<Option<(Tensor, Kind)>, Mismatch> {
         let mismatch = |got: String| Mismatch { name: name.to_owned(), expected: shape.to_vec(), got };
         match &self.source {
             Source::Tensors(tensors) => match tensors.get(name) {
                 None => Ok(None),
-                Some(tensor) if tensor.size() == shape => Ok(Some(tensor.shallow_clone())),
+                Some(tensor) if tensor.size() == shape => {
+                    let kind = tensor.kind();
+                    Ok(Some((
+                        wanted.map_or_else(|| tensor.shallow_clone(), |kind| tensor.to_kind(kind)),
+                        kind,
+                    )))
+                }
                 Some(tensor) => Err(mismatch(format!("{:?}", tensor.size()))),
             },
             Source::Files { shards, device, kind, stored_names } => match stored_names.get(name) {
                 None => Ok(None),
-                Some(stored) => shards.read(stored, shape, *device, *kind).map(Some).map_err(mismatch),
+                Some(stored) => {
+                    let tensor = shards.read(stored, shape, *device, wanted.unwrap_or(*kind));
+                    Ok(Some((tensor.map_err(mismatch)?, *kind)))
+                }
             },
         }
     }
@@ -182,24 +211,53 @@ impl Scope<'_> {
     ///
     /// If there is none, or one of another shape, that is recorded for [`Weights::finish`] and zeros are returned.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Tensor {
-        let path = self.path(name);
-        let found = self.weights.fetch(&path, shape);
-        let mut record = self.weights.record.borrow_mut();
-        match found {
-            Ok(Some(tensor)) => {
-                record.applied.insert(path);
-                return tensor;
-            }
-            Ok(None) => {
-                record.missing.insert(path);
-            }
-            Err(mismatch) => {
-                record.mismatched.insert(path, mismatch);
-            }
+        if let Some((tensor, _)) = self.fetch(&self.path(name), shape, None) {
+            return tensor;
         }
         // One element seen from everywhere: a hostile configuration must not make this allocate.
         let options = (Kind::Float, self.weights.device());
         Tensor::zeros([1], options).as_strided(shape, vec![0; shape.len()], 0)
+    }
+
+    /// The matrix `name` of this scope in 8 bits, quantised from what is stored (not from its rounding to the dtype of the
+    /// model) before the next tensor is read; [`Weights::finish`] reports the error.
+    ///
+    /// As [`Scope::tensor`] where there is none of this shape, or one with numbers that are not finite.
+    pub fn quantised(&self, name: &str, shape: [i64; 2]) -> QuantisedMatrix {
+        let path = self.path(name);
+        if let Some((tensor, kind)) = self.fetch(&path, &shape, Some(Kind::Float)) {
+            let (matrix, relative_error) = QuantisedMatrix::new(&tensor, kind);
+            let (bytes_before, bytes_after) = (bytes_of(&tensor, kind), matrix.bytes());
+            let mut record = self.weights.record.borrow_mut();
+            if relative_error.is_finite() {
+                record.applied.insert(path.clone(), bytes_after);
+                record.quantised.push(MatrixError { name: path, relative_error, bytes_before, bytes_after });
+                return matrix;
+            }
+            record.applied.remove(&path);
+            let got = "numbers that are not finite".to_owned();
+            record.mismatched.insert(path.clone(), Mismatch { name: path, expected: shape.to_vec(), got });
+        }
+        QuantisedMatrix::absent(&shape, self.weights.device())
+    }
+
+    /// Fetches a tensor and records what came of it.
+    fn fetch(&self, path: &str, shape: &[i64], wanted: Option<Kind>) -> Option<(Tensor, Kind)> {
+        let found = self.weights.fetch(path, shape, wanted);
+        let mut record = self.weights.record.borrow_mut();
+        match found {
+            Ok(Some(found)) => {
+                record.applied.insert(path.to_owned(), bytes_of(&found.0, found.0.kind()));
+                return Some(found);
+            }
+            Ok(None) => {
+                record.missing.insert(path.to_owned());
+            }
+            Err(mismatch) => {
+                record.mismatched.insert(path.to_owned(), mismatch);
+            }
+        }
+        None
     }
 
     /// Says that whatever lies at or below `name` is known and not needed, so that its presence is no error.

@@ -181,3 +181,30 @@ fn tensors_in_memory_keep_their_gradients() {
     weights.finish().unwrap();
     assert!(parameter.grad().equal(&Tensor::ones([2, 3], (Kind::Float, Device::Cpu))));
 }
+
+#[test]
+fn a_matrix_in_8_bits_comes_of_what_is_stored_and_is_accounted_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = (tensor(&[4, 6], 0.0) * 0.37).sin();
+    let (good, bad) = (stored.shallow_clone(), &stored / 0.0);
+    save(folder.path(), "model.safetensors", &[("x.weight", good), ("y.weight", bad)]);
+    let weights = Weights::open(folder.path(), Device::Cpu, Kind::BFloat16).unwrap();
+    let root = weights.root();
+    let matrix = root.sub("x").quantised("weight", [4, 6]);
+    root.skip("y");
+    let quantisation = weights.finish().unwrap().quantisation;
+    let [own] = &quantisation.matrices[..] else { panic!("{quantisation:?}") };
+    assert_eq!((own.name.as_str(), own.bytes_before, own.bytes_after), ("x.weight", 48, 24 + 16));
+    // As if the dtype were f32: bf16 numbers, off by up to 1/256, would have other codes.
+    let (direct, error) = QuantisedMatrix::new(&stored, Kind::BFloat16);
+    assert!(matrix.dequantised().equal(&direct.dequantised()));
+    assert_eq!(own.relative_error, error);
+
+    let _ = (root.quantised("x.weight", [6, 4]), root.quantised("z", [1 << 40, 1 << 20]));
+    let _ = root.quantised("y.weight", [4, 6]);
+    let Err(NnError::Weights { missing, mismatched, .. }) = weights.finish() else { panic!("passed") };
+    assert_eq!(missing, ["z"]);
+    let got: Vec<_> = mismatched.iter().map(|tensor| (tensor.name.as_str(), tensor.got.as_str())).collect();
+    assert!(got[0].0 == "x.weight" && got[0].1.starts_with("[4, 6]"), "{got:?}");
+    assert_eq!(got[1], ("y.weight", "numbers that are not finite"));
+}
