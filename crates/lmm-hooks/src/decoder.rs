@@ -3,8 +3,8 @@
 use lmm_prep::TextConfig;
 use torch_nn::tch::{Kind, Tensor};
 use torch_nn::{
-    Activation, AttentionMask, Embedding, Linear, RmsNorm, Rope, RopeScaling, RotaryTable, Scope, attention,
-    merge_heads, split_heads,
+    Activation, AttentionMask, Embedding, Linear, RmsNorm, Rope, RopeScaling, RotaryTable, Scope,
+    WeightPrecision, attention, merge_heads, split_heads,
 };
 
 use crate::cache::KvCache;
@@ -37,13 +37,18 @@ struct Layer {
 }
 
 impl Decoder {
-    pub(crate) fn load(scope: &Scope<'_>, config: &TextConfig, rope: Rope) -> Self {
+    pub(crate) fn load(
+        scope: &Scope<'_>,
+        config: &TextConfig,
+        rope: Rope,
+        precision: WeightPrecision,
+    ) -> Self {
         let width = config.hidden_size as i64;
         let layers = scope.sub("layers");
         Self {
             embeddings: Embedding::load(&scope.sub("embed_tokens"), config.vocab_size as i64, width),
             layers: (0..config.num_hidden_layers)
-                .map(|index| Layer::load(&layers.sub(index.to_string()), config, index))
+                .map(|index| Layer::load(&layers.sub(index.to_string()), config, index, precision))
                 .collect(),
             norm: RmsNorm::load(&scope.sub("norm"), width, config.rms_norm_eps),
             rope,
@@ -76,7 +81,7 @@ impl Decoder {
 }
 
 impl Layer {
-    fn load(scope: &Scope<'_>, config: &TextConfig, index: usize) -> Self {
+    fn load(scope: &Scope<'_>, config: &TextConfig, index: usize, precision: WeightPrecision) -> Self {
         let (width, inner) = (config.hidden_size as i64, config.intermediate_size as i64);
         let head_dim = config.head_dim as i64;
         let (queries, keys) =
@@ -84,16 +89,19 @@ impl Layer {
         let norm = |name| RmsNorm::load(&scope.sub(name), width, config.rms_norm_eps);
         let (own, mlp) = (scope.sub("self_attn"), scope.sub("mlp"));
         let (qkv_bias, mlp_bias) = (config.qkv_bias(), config.mlp_bias);
+        let linear = |scope: &Scope<'_>, name: &str, inputs, outputs, bias| {
+            Linear::load_in(&scope.sub(name), inputs, outputs, bias, precision)
+        };
         Self {
             input_norm: norm("input_layernorm"),
-            query: Linear::load(&own.sub("q_proj"), width, queries, qkv_bias),
-            key: Linear::load(&own.sub("k_proj"), width, keys, qkv_bias),
-            value: Linear::load(&own.sub("v_proj"), width, keys, qkv_bias),
-            output: Linear::load(&own.sub("o_proj"), queries, width, config.output_bias()),
+            query: linear(&own, "q_proj", width, queries, qkv_bias),
+            key: linear(&own, "k_proj", width, keys, qkv_bias),
+            value: linear(&own, "v_proj", width, keys, qkv_bias),
+            output: linear(&own, "o_proj", queries, width, config.output_bias()),
             attention_norm: norm("post_attention_layernorm"),
-            gate: Linear::load(&mlp.sub("gate_proj"), width, inner, mlp_bias),
-            up: Linear::load(&mlp.sub("up_proj"), width, inner, mlp_bias),
-            down: Linear::load(&mlp.sub("down_proj"), inner, width, mlp_bias),
+            gate: linear(&mlp, "gate_proj", width, inner, mlp_bias),
+            up: linear(&mlp, "up_proj", width, inner, mlp_bias),
+            down: linear(&mlp, "down_proj", inner, width, mlp_bias),
             activation: activation(config.hidden_act),
             head_dim,
             window: config.sliding_window_of(index),

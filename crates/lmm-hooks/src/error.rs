@@ -40,6 +40,20 @@ pub enum HookError {
         /// The nearest names there are, best first.
         near: Vec<HookPoint>,
     },
+    /// A pattern that fits no hook point, or is no pattern.
+    #[error("no hook point of the model matches {pattern:?}; the nearest are {}", near.iter().map(HookPoint::as_str).collect::<Vec<_>>().join(", "))]
+    UnmatchedPattern {
+        /// What was asked for.
+        pattern: String,
+        /// The nearest names there are, best first.
+        near: Vec<HookPoint>,
+    },
+    /// A module whose input is the tensor of no hook point.
+    #[error("the input of {point} cannot be read: it is no module's output")]
+    NoInputPoint {
+        /// The module.
+        point: HookPoint,
+    },
     /// A hook point of the vision side, asked of a batch without images.
     #[error("hook point {point} is never reached: no sample of the batch holds an image")]
     NotReached {

@@ -127,9 +127,10 @@ impl<'p, 'h> Pass<'p, 'h> {
         batch: &'p Batch,
     ) -> Result<Self, HookError> {
         let site = |point: &HookPoint| {
-            points
-                .site(point)
-                .ok_or_else(|| HookError::UnknownPoint { point: point.clone(), near: points.nearest(point) })
+            points.site(point).ok_or_else(|| HookError::UnknownPoint {
+                point: point.clone(),
+                near: points.nearest(point.as_str()),
+            })
         };
         let sites = hooks.entries.iter().map(|(point, _)| site(point)).collect::<Result<Vec<_>, _>>()?;
         let (real, positions) = (batch.real().shallow_clone(), batch.positions().shallow_clone());

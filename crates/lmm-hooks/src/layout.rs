@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 
 use lmm_prep::LlavaNextConfig;
+use torch_nn::WeightPrecision;
+use torch_nn::tch::Kind;
 
-use crate::LlavaNext;
+use crate::model::feature_state;
+use crate::{HookError, LlavaNext};
 
 /// Which names a checkpoint uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,5 +105,41 @@ impl LlavaNext {
             shapes.insert(format!("{}.{name}", layout.tower()), shape);
         }
         shapes
+    }
+    /// The bytes of the tensors that [`LlavaNext::load`] keeps of a model of this configuration, in dtype `kind`: without the
+    /// layers of the tower past the one used, and without what a forward pass takes.
+    ///
+    /// # Errors
+    /// When the configuration names a layer of the tower that is not there.
+    pub fn parameter_bytes(
+        config: &LlavaNextConfig,
+        kind: Kind,
+        precision: WeightPrecision,
+    ) -> Result<u64, HookError> {
+        let state = feature_state(config)?;
+        let tower = format!("{}.", Layout::Saved.tower());
+        let layers = format!("{}.layers.", Layout::Saved.decoder());
+        let is_unused = |name: &str| {
+            name.strip_prefix(&tower).is_some_and(|rest| match rest.strip_prefix("encoder.layers.") {
+                Some(rest) => rest
+                    .split('.')
+                    .next()
+                    .and_then(|layer| layer.parse().ok())
+                    .is_some_and(|layer: usize| layer >= state),
+                None => rest.starts_with("post_layernorm."),
+            })
+        };
+        let bytes = |name: &str, shape: &[i64]| {
+            let count = shape.iter().product::<i64>() as u64;
+            match (precision, shape) {
+                // A byte per entry and an f32 scale per output.
+                (WeightPrecision::Int8, [outputs, _]) if name.starts_with(&layers) => {
+                    count + 4 * *outputs as u64
+                }
+                _ => count * kind.elt_size_in_bytes() as u64,
+            }
+        };
+        let shapes = Self::parameter_shapes(config);
+        Ok(shapes.iter().filter(|(name, _)| !is_unused(name)).map(|(name, shape)| bytes(name, shape)).sum())
     }
 }

@@ -18,6 +18,9 @@
 //! [`Hooks`] say what happens there. A pass that stops after its last hook computes nothing more: neither later layers
 //! nor logits, and no language model at all for a hook in the tower.
 //!
+//! A model that is only read fits in less memory with [`WeightPrecision::Int8`]; [`LlavaNext::quantisation`] says how far its
+//! matrices are from the stored ones.
+//!
 //! Forward passes are differentiable; [`LlavaNext::hidden_states`] and [`LlavaNext::generate`] turn gradients off
 //! themselves. On the CPU equal inputs give equal bits. This crate knows no sparse autoencoder, file of samples or flag.
 //!
@@ -74,3 +77,4 @@ pub use generate::{GenerationOptions, Sampling};
 pub use hooks::{HookContext, Hooks, Phase};
 pub use model::{LlavaNext, LoadOptions, Output};
 pub use sae_types::HookPoint;
+pub use torch_nn::{Quantisation, WeightPrecision};

@@ -1,13 +1,13 @@
 //! [`LlavaNext`]: vision tower, projector, language model and head, with hook points.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lmm_prep::{FeatureSelect, LlavaNextConfig};
 use sae_types::HookPoint;
 use torch_nn::tch::{self, Device, Kind, Tensor};
-use torch_nn::{Activation, Linear, Weights};
+use torch_nn::{Activation, Linear, Quantisation, WeightPrecision, Weights};
 use vision_models::{ClipVision, state_index};
 
 use crate::cache::KvCache;
@@ -24,11 +24,13 @@ pub struct LoadOptions {
     pub device: Device,
     /// Their dtype.
     pub kind: Kind,
+    /// How the matrices of the language model's layers are kept.
+    pub precision: WeightPrecision,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { device: Device::Cpu, kind: Kind::Float }
+        Self { device: Device::Cpu, kind: Kind::Float, precision: WeightPrecision::Full }
     }
 }
 
@@ -49,6 +51,8 @@ pub struct LlavaNext {
     pub(crate) decoder: Decoder,
     head: Linear,
     pub(crate) points: Points,
+    quantisation: Option<Quantisation>,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -68,7 +72,7 @@ impl LlavaNext {
         let config = LlavaNextConfig::load(folder).map_err(|source| HookError::Config { source })?;
         let weights = Weights::open(folder, options.device, options.kind)
             .map_err(|source| HookError::Weights { source })?;
-        Self::from_weights(config, &weights)
+        Self::from_weights_in(config, &weights, options.precision)
     }
 
     /// Builds the model from named tensors, in either of the key layouts on the Hub. Tensors in memory are shared, not
@@ -77,13 +81,24 @@ impl LlavaNext {
     /// # Errors
     /// As [`LlavaNext::load`].
     pub fn from_weights(config: LlavaNextConfig, weights: &Weights) -> Result<Self, HookError> {
+        Self::from_weights_in(config, weights, WeightPrecision::Full)
+    }
+
+    /// The same with the seven matrices of each layer of the language model (query, key, value, output, gate, up, down) in a
+    /// precision of their own. Embeddings, norms, biases, head, tower and projector stay as they are.
+    ///
+    /// In 8 bits these matrices are copies, made one at a time, and no gradient flows to them; gradients to hidden states
+    /// flow on ([`torch_nn::QuantisedMatrix::forward`] says at what cost in memory).
+    ///
+    /// # Errors
+    /// As [`LlavaNext::load`]; in 8 bits also when a matrix holds a number that is not finite.
+    pub fn from_weights_in(
+        config: LlavaNextConfig,
+        weights: &Weights,
+        precision: WeightPrecision,
+    ) -> Result<Self, HookError> {
         let (text, vision) = (&config.text_config, &config.vision_config);
-        let layer = config.vision_feature_layer;
-        let state = state_index(vision.num_hidden_layers, layer).ok_or_else(|| HookError::ConfigField {
-            field: "vision_feature_layer",
-            expected: format!("a hidden state of {} layers", vision.num_hidden_layers),
-            got: layer.to_string(),
-        })?;
+        let state = feature_state(&config)?;
         let layout = Layout::detect(weights.names());
         let root = weights.root();
         let width = text.hidden_size as i64;
@@ -97,16 +112,28 @@ impl LlavaNext {
         };
         let newline = root.tensor(layout.newline(), &[width]);
         let rope = decoder::rope(text, weights.device());
-        let decoder = Decoder::load(&root.sub(layout.decoder()), text, rope);
+        let decoder = Decoder::load(&root.sub(layout.decoder()), text, rope, precision);
         let head = if text.tie_word_embeddings {
             root.skip(layout.head());
             Linear::new(decoder.embeddings.weight().shallow_clone(), None)
         } else {
             Linear::load(&root.sub(layout.head()), width, text.vocab_size as i64, false)
         };
-        weights.finish().map_err(|source| HookError::Weights { source })?;
+        let report = weights.finish().map_err(|source| HookError::Weights { source })?;
         let points = Points::new(&config, state);
-        Ok(Self { config, tower, projector, newline, decoder, head, points })
+        let quantisation = (precision == WeightPrecision::Int8).then_some(report.quantisation);
+        let bytes = report.bytes;
+        Ok(Self { config, tower, projector, newline, decoder, head, points, quantisation, bytes })
+    }
+
+    /// What 8 bits did to the matrices of the layers; `None` at full precision.
+    pub fn quantisation(&self) -> Option<&Quantisation> {
+        self.quantisation.as_ref()
+    }
+
+    /// The bytes its tensors hold.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// What the model was built from.
@@ -127,6 +154,48 @@ impl LlavaNext {
     /// Every hook point, in the order a forward pass reaches them.
     pub fn hook_points(&self) -> Vec<HookPoint> {
         self.points.all()
+    }
+
+    /// The hook points that any of `patterns` matches, in the order a forward pass reaches them, each once.
+    ///
+    /// Patterns are those of Python's `fnmatch`: `*` (dots too), `?`, `[0-9]`, `[!0-9]`. A plain name matches itself.
+    ///
+    /// # Errors
+    /// When a pattern matches nothing, with the nearest names: [`HookError::UnknownPoint`] for a name,
+    /// [`HookError::UnmatchedPattern`] for anything else.
+    pub fn matching_points(&self, patterns: &[impl AsRef<str>]) -> Result<Vec<HookPoint>, HookError> {
+        let mut sites = BTreeSet::new();
+        for pattern in patterns {
+            let pattern = pattern.as_ref();
+            let found = self.points.matching(pattern);
+            if found.is_empty() {
+                let near = self.points.nearest(pattern);
+                return Err(match HookPoint::new(pattern) {
+                    Ok(point) => HookError::UnknownPoint { point, near },
+                    Err(_) => HookError::UnmatchedPattern { pattern: pattern.to_owned(), near },
+                });
+            }
+            sites.extend(found);
+        }
+        Ok(sites.into_iter().filter_map(Site::point).collect())
+    }
+
+    /// The hook point whose tensor is what the module at `point` reads, for a transcoder.
+    ///
+    /// | module | its input |
+    /// |---|---|
+    /// | `model.layers.{i}.mlp` | `model.layers.{i}.post_attention_layernorm` |
+    /// | `model.layers.{i}.self_attn` | `model.layers.{i}.input_layernorm` |
+    /// | `model.layers.{i}`, `model.layers.{i}.input_layernorm` | `model.layers.{i-1}`, or `model.embed_tokens` |
+    /// | `model.norm` | the last layer |
+    /// | a layer of the tower | the layer before |
+    ///
+    /// # Errors
+    /// [`HookError::UnknownPoint`]; [`HookError::NoInputPoint`] for every other module, such as
+    /// `post_attention_layernorm`, which reads a sum that no hook point shows.
+    pub fn input_point(&self, point: &HookPoint) -> Result<HookPoint, HookError> {
+        let input = self.points.input(self.site(point)?);
+        input.and_then(Site::point).ok_or_else(|| HookError::NoInputPoint { point: point.clone() })
     }
 
     /// Whether the model has this hook point.
@@ -158,9 +227,10 @@ impl LlavaNext {
     }
 
     fn site(&self, point: &HookPoint) -> Result<Site, HookError> {
-        self.points
-            .site(point)
-            .ok_or_else(|| HookError::UnknownPoint { point: point.clone(), near: self.points.nearest(point) })
+        self.points.site(point).ok_or_else(|| HookError::UnknownPoint {
+            point: point.clone(),
+            near: self.points.nearest(point.as_str()),
+        })
     }
 
     /// A forward pass over the prompts, differentiable unless the caller turned gradients off.
@@ -315,6 +385,16 @@ impl LlavaNext {
         }
         Ok(())
     }
+}
+
+/// The hidden state of the tower whose features are used, by its index from the front.
+pub(crate) fn feature_state(config: &LlavaNextConfig) -> Result<usize, HookError> {
+    let (layers, layer) = (config.vision_config.num_hidden_layers, config.vision_feature_layer);
+    state_index(layers, layer).ok_or_else(|| HookError::ConfigField {
+        field: "vision_feature_layer",
+        expected: format!("a hidden state of {layers} layers"),
+        got: layer.to_string(),
+    })
 }
 
 /// Tells a pass that ended early from one that failed.

@@ -52,6 +52,11 @@ impl Site {
         self <= Self::Projector
     }
 
+    /// Its name, always a valid one.
+    pub(crate) fn point(self) -> Option<HookPoint> {
+        HookPoint::new(self.name()).ok()
+    }
+
     fn name(self) -> String {
         match self {
             Self::TowerLayer(layer) => format!("{TOWER_LAYERS}.{layer}"),
@@ -77,18 +82,45 @@ impl Points {
 
     /// All of them, in the order a forward pass reaches them.
     pub(crate) fn all(&self) -> Vec<HookPoint> {
-        self.sites().filter_map(|site| HookPoint::new(site.name()).ok()).collect()
+        self.sites().filter_map(Site::point).collect()
     }
 
     pub(crate) fn site(&self, point: &HookPoint) -> Option<Site> {
         self.sites().find(|site| site.name() == point.as_str())
     }
 
+    /// The sites whose names a shell pattern matches, as Python's `fnmatch` has it: `*`, which stands for dots too, `?`,
+    /// `[0-9]`, `[!0-9]`. Nothing matches a pattern that is malformed.
+    pub(crate) fn matching(&self, pattern: &str) -> Vec<Site> {
+        // glob gives `**` a meaning of its own, for folders; to fnmatch it is one star.
+        let mut stars = pattern.to_owned();
+        while stars.contains("**") {
+            stars = stars.replace("**", "*");
+        }
+        let Ok(pattern) = glob::Pattern::new(&stars) else { return Vec::new() };
+        self.sites().filter(|site| pattern.matches(&site.name())).collect()
+    }
+
+    /// The site whose tensor is what the module at `site` reads; `None` where no hook point holds it.
+    pub(crate) fn input(&self, site: Site) -> Option<Site> {
+        let before =
+            |layer: usize| layer.checked_sub(1).map_or(Site::Embeddings, |at| Site::Layer(at, Part::Whole));
+        match site {
+            Site::Layer(layer, Part::Mlp) => Some(Site::Layer(layer, Part::AttentionNorm)),
+            Site::Layer(layer, Part::Attention) => Some(Site::Layer(layer, Part::InputNorm)),
+            Site::Layer(layer, Part::Whole | Part::InputNorm) => Some(before(layer)),
+            Site::Norm => Some(before(self.layers)),
+            Site::TowerLayer(layer) => Some(Site::TowerLayer(layer.checked_sub(1)?)),
+            // The sum of the layer's input and its attention; the tower's features without class token; token ids.
+            Site::Layer(_, Part::AttentionNorm) | Site::Projector | Site::Embeddings => None,
+        }
+    }
+
     /// The names nearest to one that does not exist, best first.
-    pub(crate) fn nearest(&self, point: &HookPoint) -> Vec<HookPoint> {
+    pub(crate) fn nearest(&self, point: &str) -> Vec<HookPoint> {
         let mut all = self.all();
         // A stable sort, so that ties stay in forward order.
-        all.sort_by_key(|known| strsim::damerau_levenshtein(known.as_str(), point.as_str()));
+        all.sort_by_key(|known| strsim::damerau_levenshtein(known.as_str(), point));
         all.truncate(SUGGESTIONS);
         all
     }

@@ -9,3 +9,5 @@ mod generation;
 mod gradients;
 mod hooks;
 mod loading;
+mod points;
+mod quantised;
