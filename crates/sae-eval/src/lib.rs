@@ -24,7 +24,8 @@
 //! KL           = mean of Σ_t p(t) ln(p(t) / q(t))     p of the original model, q of the spliced one
 //! ```
 //!
-//! These are the "loss recovered" of Gao et al. 2024 (arXiv 2406.04093) and of SAEBench. One pass of the original model serves all
+//! CE recovered is SAEBench's `ce_loss_score` (arXiv 2503.09532), with zeros for its ablation: 1 where nothing is lost, 0 where
+//! the autoencoder is worth no more than zeros. One pass of the original model serves all
 //! subjects; each of them costs a second, and each hook point one with zeros. Logits are made only where a position predicts,
 //! a part of them at a time.
 //!

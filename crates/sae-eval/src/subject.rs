@@ -97,8 +97,9 @@ impl<'a> Runner<'a> {
                     source: Box::new(source),
                 })?;
                 let (rows, columns) = (result.nrows() as i64, result.ncols() as i64);
-                let flat: Vec<f32> = result.iter().copied().collect();
-                Ok(Run { codes, result, tensor: Tensor::from_slice(&flat).reshape([rows, columns]) })
+                let flat = result.as_slice().expect("a new array is contiguous");
+                let tensor = Tensor::from_slice(flat).reshape([rows, columns]);
+                Ok(Run { codes, result, tensor })
             }
             Self::Torch(sae) => {
                 let (codes, tensor) = sae.reconstruct(x);
