@@ -21,6 +21,7 @@ pub(crate) struct Columns {
     conversations: Option<&'static str>,
     caption: Option<&'static str>,
     masks: Option<&'static str>,
+    text: Option<&'static str>,
 }
 
 impl Columns {
@@ -36,9 +37,10 @@ impl Columns {
                 }
                 Field::Caption => columns.caption = find(path, schema, names, is_text, TEXT)?,
                 Field::Masks => columns.masks = find(path, schema, names, is_masks, MASKS)?,
+                Field::Text => columns.text = find(path, schema, names, is_text, TEXT)?,
             }
         }
-        let found = [columns.images, columns.conversations, columns.caption, columns.masks];
+        let found = [columns.images, columns.conversations, columns.caption, columns.masks, columns.text];
         if found.iter().all(Option::is_none) {
             return Err(DataError::NoColumns {
                 path: path.to_owned(),
@@ -51,7 +53,7 @@ impl Columns {
 
     /// The names of all of them.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
-        [self.id, self.images, self.conversations, self.caption, self.masks].into_iter().flatten()
+        [self.id, self.images, self.conversations, self.caption, self.masks, self.text].into_iter().flatten()
     }
 
     /// Row `row` of `batch`.
@@ -60,6 +62,7 @@ impl Columns {
         let mut sample = Sample {
             id: column(self.id).map(|array| text(array, row, "id")).transpose()?.flatten(),
             caption: column(self.caption).map(|array| text(array, row, "caption")).transpose()?.flatten(),
+            text: column(self.text).map(|array| text(array, row, "text")).transpose()?.flatten(),
             ..Sample::default()
         };
         if let Some(array) = column(self.images) {

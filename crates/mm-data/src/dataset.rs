@@ -8,6 +8,7 @@ use crate::image_folder::ImageFolder;
 use crate::json_set::JsonSet;
 use crate::parquet_set::ParquetSet;
 use crate::sample::{Field, Sample};
+use crate::tokens::{TokenOptions, TokenSet};
 use crate::{DataError, RecordError};
 
 /// A data set on disk, read record by record in any order and from any thread.
@@ -26,6 +27,7 @@ enum Source {
     Parquet(ParquetSet),
     Images(ImageFolder),
     Json(JsonSet),
+    Tokens(TokenSet),
 }
 
 /// How to open a [`Dataset`].
@@ -37,12 +39,14 @@ pub struct OpenOptions {
     pub fields: Vec<Field>,
     /// What image paths in JSON are relative to; `None` for the JSON file's own folder.
     pub image_root: Option<PathBuf>,
+    /// How to read token files.
+    pub tokens: TokenOptions,
 }
 
 impl Default for OpenOptions {
     /// The only split, every field.
     fn default() -> Self {
-        Self { split: None, fields: Field::ALL.to_vec(), image_root: None }
+        Self { split: None, fields: Field::ALL.to_vec(), image_root: None, tokens: TokenOptions::default() }
     }
 }
 
@@ -55,12 +59,21 @@ impl Dataset {
         Self::open_with(source, &OpenOptions { split: split.map(str::to_owned), ..OpenOptions::default() })
     }
 
-    /// Opens a parquet, JSON or JSONL file, or a folder of parquet files, of JSON files or of images.
+    /// Opens a parquet, JSON or JSONL file or a token file (`.bin`), or a folder of parquet files, of JSON files, of
+    /// token files or of images.
     ///
     /// A folder is what its files are, hidden ones and links included as usual: parquet before JSON before
-    /// images, so that the images a LLaVA JSON names may lie beside it. Splits of parquet and JSON files come
+    /// tokens before images, so that the images a LLaVA JSON names may lie beside it. Splits of all but images come
     /// from their paths (`data/train-00000-of-00002.parquet`, `train.parquet`, `train/0000.parquet`); those of
     /// an image folder are the folders `train`, `validation`, `test` directly in it, if there are any.
+    ///
+    /// A JSON file is a list of records, or an object with one list of records under a key that is no field's name
+    /// (`{"data": [...]}`), or one record over several lines; every other file that begins with `{` has one record per
+    /// line.
+    ///
+    /// A token file is what sparsify's `MemmapDataset` reads: ids one after another, u16 or u32, little endian, nothing
+    /// else. Each `ctx_len` of them are a record; what is left at the end of a file is left out. The file is mapped
+    /// into memory, not read.
     ///
     /// # Errors
     /// When there is nothing there or nothing of that kind, a file is damaged, a column has an impossible type,
@@ -85,6 +98,16 @@ impl Dataset {
                 files.iter().try_for_each(|file| fingerprint.content(&file.name, &file.path))?;
                 Source::Json(JsonSet::open(&files, options.image_root.as_deref(), fields)?)
             }
+            FileKind::Tokens => {
+                let set = TokenSet::open(&files, options.tokens)?;
+                fingerprint = Fingerprint::new("tokens");
+                fingerprint.line(&set.ctx_len().to_string());
+                for (file, (dtype, sha256)) in files.iter().zip(set.facts()) {
+                    fingerprint.line(dtype.name());
+                    fingerprint.tokens(&file.name, &file.path, sha256)?;
+                }
+                Source::Tokens(set)
+            }
             FileKind::Image => {
                 fingerprint = Fingerprint::new("images");
                 files.iter().try_for_each(|file| fingerprint.file(&file.name, &file.path))?;
@@ -106,6 +129,7 @@ impl Dataset {
             Source::Parquet(set) => set.len(),
             Source::Images(set) => set.len(),
             Source::Json(set) => set.len(),
+            Source::Tokens(set) => set.len(),
         }
     }
 
@@ -128,6 +152,25 @@ impl Dataset {
             Source::Parquet(set) => set.get(index),
             Source::Images(set) => set.get(index),
             Source::Json(set) => set.get(index),
+            Source::Tokens(set) => set.get(index),
+        }
+    }
+
+    /// How many images record `index` has. Of JSON only the record is read, not its images.
+    ///
+    /// # Errors
+    /// As [`Dataset::get`].
+    ///
+    /// # Panics
+    /// When `index` is not below [`Dataset::len`].
+    #[track_caller]
+    pub fn n_images(&self, index: usize) -> Result<usize, DataError> {
+        assert!(index < self.len(), "record {index} of a data set of {}", self.len());
+        match &self.source {
+            Source::Parquet(set) => Ok(set.get(index)?.images.len()),
+            Source::Images(_) => Ok(1),
+            Source::Json(set) => set.n_images(index),
+            Source::Tokens(_) => Ok(0),
         }
     }
 
@@ -143,6 +186,7 @@ impl Dataset {
             Source::Parquet(set) => set.place(index),
             Source::Images(set) => set.place(index),
             Source::Json(set) => set.place(index),
+            Source::Tokens(set) => set.place(index),
         };
         DataError::Record { path, row, source: RecordError::Unusable(Box::new(cause)) }
     }
@@ -157,10 +201,11 @@ impl Dataset {
         self.split.as_deref()
     }
 
-    /// SHA-256 (hex) of what identifies the content: the kind (`parquet`, `images`, `json`) and, for each file in
+    /// SHA-256 (hex) of what identifies the content: the kind (`parquet`, `images`, `json`, `tokens`) and, for each file in
     /// the order it is read, its path below the root, its size and one of: for parquet the SHA-256 of its footer
     /// (schema, offsets and compressed sizes of every column chunk, statistics); for JSON and `metadata.jsonl` that
-    /// of the whole file; for images nothing more.
+    /// of the whole file; for token files that too, as the sidecar gives it where there is one, with dtype and
+    /// context length; for images nothing more.
     ///
     /// It does not depend on where the root lies, on times or on the fields read. An image file replaced by
     /// another of exactly its size goes unseen.
@@ -184,7 +229,7 @@ fn in_folder(root: &Path, options: &OpenOptions) -> Result<Found, DataError> {
     let split = options.split.as_deref();
     let files = files::list(root)?;
     let of_kind = |kind| files.iter().filter(move |file| FileKind::of(&file.name) == Some(kind)).cloned();
-    for kind in [FileKind::Parquet, FileKind::Json] {
+    for kind in [FileKind::Parquet, FileKind::Json, FileKind::Tokens] {
         let found: Vec<DataFile> = of_kind(kind).collect();
         if !found.is_empty() {
             return Ok((kind, files::of_split(root, found, split)?, Vec::new()));

@@ -13,7 +13,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// The path holds nothing this crate reads.
-    #[error("{} holds no parquet, JSON, JSONL or image files", path.display())]
+    #[error("{} holds no parquet, JSON, JSONL, token (.bin) or image files", path.display())]
     NoData {
         /// The file or folder.
         path: PathBuf,
@@ -93,6 +93,52 @@ pub enum DataError {
         row: usize,
         /// What is wrong with it.
         source: RecordError,
+    },
+    /// A JSON file that is one object, and neither a record nor a list of records under one key.
+    #[error(
+        "{} is one JSON object: expected a list, one record per line, a record, or an object with one list of \
+         records, got {got}",
+        path.display()
+    )]
+    JsonLayout {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        got: String,
+    },
+    /// A token file that contradicts its sidecar, the options or itself.
+    #[error("{}: expected {expected}, got {got}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        expected: String,
+        /// What it holds.
+        got: String,
+    },
+    /// The sidecar of a token file cannot be understood.
+    #[error("{} does not describe a token file", path.display())]
+    TokenSidecar {
+        /// The sidecar.
+        path: PathBuf,
+        /// Where it breaks.
+        source: serde_json::Error,
+    },
+    /// A share of a data set that is none.
+    #[error(
+        "a share is a number of records from 1 (1000) or a percentage above 0 and up to 100 (5%), not {got:?}"
+    )]
+    Share {
+        /// As given.
+        got: String,
+    },
+    /// A share that leaves no record.
+    #[error("the share asked for of {name} is less than one of its {records} records")]
+    EmptyShare {
+        /// The data set's name.
+        name: String,
+        /// How many records it has.
+        records: usize,
     },
     /// More bad records than allowed.
     #[error("{bad} bad records, at most {max} are allowed (--max-bad); the last one follows")]
@@ -193,6 +239,16 @@ pub enum RecordError {
     ImageBytes {
         /// That path.
         path: Option<String>,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("token {position} of the file: expected an id below {vocab_size}, got {got}")]
+    Token {
+        /// Its place in the file, from 0.
+        position: u64,
+        /// The id.
+        got: u32,
+        /// The vocabulary's size.
+        vocab_size: u32,
     },
     /// A pixel mask without bytes.
     #[error("a mask has no bytes")]

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+
+use crate::sample::Field as DataField;
 
 /// How the images of a record are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,36 +49,43 @@ fn list(kind: DataType) -> DataType {
     DataType::List(item(kind))
 }
 
-pub(crate) fn schema(images: ImageColumn) -> SchemaRef {
+/// The column of a field, its name as in files.
+fn column(field: DataField, images: ImageColumn) -> Field {
     let image = DataType::Struct(image_fields());
-    let image = match images {
-        ImageColumn::Single => Field::new("image", image, true),
-        ImageColumn::List => Field::new("images", list(image), true),
-    };
-    let fields = vec![
-        text("id"),
-        image,
-        Field::new("conversations", list(DataType::Struct(turn_fields())), true),
-        text("caption"),
-        Field::new("masks", list(DataType::Struct(mask_fields())), true),
-    ];
-    let metadata = HashMap::from([(FEATURES_KEY.to_owned(), features(images).to_string())]);
-    Arc::new(Schema::new_with_metadata(fields, metadata))
+    match (field, images) {
+        (DataField::Images, ImageColumn::Single) => Field::new("image", image, true),
+        (DataField::Images, ImageColumn::List) => Field::new("images", list(image), true),
+        (DataField::Conversations, _) => {
+            Field::new("conversations", list(DataType::Struct(turn_fields())), true)
+        }
+        (DataField::Caption, _) => text("caption"),
+        (DataField::Masks, _) => Field::new("masks", list(DataType::Struct(mask_fields())), true),
+        (DataField::Text, _) => text("text"),
+    }
+}
+
+/// `id` and the columns of `fields`, in their order.
+pub(crate) fn schema(images: ImageColumn, fields: &[DataField]) -> SchemaRef {
+    let columns = fields.iter().map(|&field| column(field, images));
+    let columns: Vec<Field> = std::iter::once(text("id")).chain(columns).collect();
+    let metadata = HashMap::from([(FEATURES_KEY.to_owned(), features(images, fields).to_string())]);
+    Arc::new(Schema::new_with_metadata(columns, metadata))
 }
 
 /// The features as `datasets` writes them down; lists in the form that its versions 2 to 5 all read.
-pub(crate) fn features(images: ImageColumn) -> Value {
+pub(crate) fn features(images: ImageColumn, fields: &[DataField]) -> Value {
     let text = json!({ "dtype": "string", "_type": "Value" });
     let image = json!({ "_type": "Image" });
-    let (image_name, image_feature) = match images {
-        ImageColumn::Single => ("image", image.clone()),
-        ImageColumn::List => ("images", json!([image])),
-    };
-    json!({ "info": { "features": {
-        "id": text,
-        image_name: image_feature,
-        "conversations": [{ "from": text, "value": text }],
-        "caption": text,
-        "masks": [{ "labels": [text], "mask": image }],
-    } } })
+    let mut columns = Map::from_iter([("id".to_owned(), text.clone())]);
+    for &field in fields {
+        let feature = match (field, images) {
+            (DataField::Images, ImageColumn::Single) => image.clone(),
+            (DataField::Images, ImageColumn::List) => json!([image]),
+            (DataField::Conversations, _) => json!([{ "from": text, "value": text }]),
+            (DataField::Caption | DataField::Text, _) => text.clone(),
+            (DataField::Masks, _) => json!([{ "labels": [text], "mask": image }]),
+        };
+        columns.insert(column(field, images).name().clone(), feature);
+    }
+    json!({ "info": { "features": columns } })
 }

@@ -11,8 +11,9 @@ use crate::DataError;
 const IMAGE_ENDINGS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
 
 /// JSON files that describe a data set and are not its records.
-const NOT_RECORDS: [&str; 6] = [
+const NOT_RECORDS: [&str; 7] = [
     "run.json",
+    "bad_records.jsonl",
     "dataset_info.json",
     "dataset_infos.json",
     "dataset_dict.json",
@@ -39,6 +40,7 @@ pub(crate) struct DataFile {
 pub(crate) enum FileKind {
     Parquet,
     Json,
+    Tokens,
     Image,
 }
 
@@ -48,11 +50,19 @@ impl FileKind {
         let ending = file_name.rsplit_once('.')?.1.to_ascii_lowercase();
         match ending.as_str() {
             "parquet" => Some(Self::Parquet),
-            "json" | "jsonl" if !NOT_RECORDS.contains(&file_name) => Some(Self::Json),
+            "json" | "jsonl" if !NOT_RECORDS.contains(&file_name) && !is_sidecar(file_name) => {
+                Some(Self::Json)
+            }
+            "bin" => Some(Self::Tokens),
             ending if IMAGE_ENDINGS.contains(&ending) => Some(Self::Image),
             _ => None,
         }
     }
+}
+
+/// Whether a file describes the token file beside it.
+fn is_sidecar(name: &str) -> bool {
+    name.ends_with(".bin.json")
 }
 
 /// All files below `root` that hold data, in the order of their names; hidden ones are left out, links followed.
@@ -172,7 +182,7 @@ pub(crate) fn of_image_split(
 
 /// Whether a file of this name below a data set's root can be part of the split.
 pub(crate) fn may_be_of_split(name: &str, split: Option<&str>) -> bool {
-    let is_data = FileKind::of(name).is_some() || name.ends_with("metadata.jsonl");
+    let is_data = FileKind::of(name).is_some() || name.ends_with("metadata.jsonl") || is_sidecar(name);
     let said = said_split(name);
     is_data
         && (split.is_none()
@@ -210,6 +220,10 @@ mod tests {
         assert_eq!(FileKind::of("a/b.parquet"), Some(FileKind::Parquet));
         assert_eq!(FileKind::of("a/b.JPG"), Some(FileKind::Image));
         assert_eq!(FileKind::of("run.json"), None);
+        assert_eq!(FileKind::of("data/train.bin"), Some(FileKind::Tokens));
+        assert_eq!(FileKind::of("data/train.bin.json"), None);
+        assert!(may_be_of_split("data/train.bin.json", Some("train")));
+        assert!(!may_be_of_split("data/test.bin.json", Some("train")));
         assert_eq!(FileKind::of("chat.json"), Some(FileKind::Json));
         assert_eq!(FileKind::of("README.md"), None);
         assert_eq!(FileKind::of("parquet"), None);

@@ -30,10 +30,7 @@ impl Fingerprint {
     /// A file and all its bytes.
     pub(crate) fn content(&mut self, name: &str, path: &Path) -> Result<(), DataError> {
         self.file(name, path)?;
-        let mut file = File::open(path).map_err(DataError::io("open", path))?;
-        let mut hasher = Sha256::new();
-        std::io::copy(&mut file, &mut hasher).map_err(DataError::io("read", path))?;
-        self.0.update(hasher.finalize());
+        self.0.update(hash_of(path)?);
         Ok(())
     }
 
@@ -44,12 +41,48 @@ impl Fingerprint {
         Ok(())
     }
 
-    pub(crate) fn finish(self) -> String {
-        self.0.finalize().iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    /// A token file whose hash is known, or else is taken of all its bytes.
+    pub(crate) fn tokens(&mut self, name: &str, path: &Path, sha256: Option<&str>) -> Result<(), DataError> {
+        self.file(name, path)?;
+        match sha256 {
+            Some(known) => self.line(known),
+            None => self.line(&hex(&hash_of(path)?)),
+        }
+        Ok(())
     }
+
+    /// A line of text.
+    pub(crate) fn line(&mut self, text: &str) {
+        self.0.update(format!("{text}\n"));
+    }
+
+    /// How many records, and which.
+    pub(crate) fn indices(&mut self, indices: &[u32]) {
+        self.line(&indices.len().to_string());
+        for index in indices {
+            self.0.update(index.to_le_bytes());
+        }
+    }
+
+    pub(crate) fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
+/// Bytes as lower-case hexadecimal text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// SHA-256 of a whole file.
+fn hash_of(path: &Path) -> Result<[u8; 32], DataError> {
+    let mut file = File::open(path).map_err(DataError::io("open", path))?;
+    let mut hasher = Sha256::new();
+    std::io::copy(&mut file, &mut hasher).map_err(DataError::io("read", path))?;
+    Ok(hasher.finalize().into())
 }
 
 /// The metadata at the end of a parquet file, whose length stands in the last eight bytes before `PAR1`.

@@ -143,7 +143,7 @@ impl Hub {
             Target::Hub { repository, revision } => {
                 let split = options.split.as_deref();
                 let keep = |name: &str| files::may_be_of_split(name, split);
-                let wanted = ["*.parquet", "*.json", "*.jsonl", "*.png", "*.jpg"];
+                let wanted = ["*.parquet", "*.json", "*.jsonl", "*.bin", "*.png", "*.jpg"];
                 self.download(repository, RepoKind::Dataset, revision, &wanted, &keep)?
             }
         };

@@ -78,7 +78,8 @@ impl ImageFolder {
                     sample.images = vec![EncodedImage { name: Some(file.name.clone()), bytes }];
                 }
                 (Field::Conversations, Some(note)) => sample.conversations = json::conversation(note)?,
-                (Field::Caption, Some(note)) => sample.caption = json::caption(note)?,
+                (Field::Caption, Some(note)) => sample.caption = json::text(note, Field::Caption)?,
+                (Field::Text, Some(note)) => sample.text = json::text(note, Field::Text)?,
                 (Field::Masks, _) | (_, None) => {}
             }
         }

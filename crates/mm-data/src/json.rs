@@ -9,14 +9,15 @@ use crate::columns::part_text;
 use crate::sample::{EncodedImage, Field, Role, Sample, Turn};
 
 /// Reads a record; image paths are relative to `image_root`.
-pub(crate) fn sample(text: &[u8], image_root: &Path, fields: &[Field]) -> Result<Sample, RecordError> {
-    let record: Map<String, Value> = serde_json::from_slice(text).map_err(RecordError::Json)?;
+pub(crate) fn sample(record: &[u8], image_root: &Path, fields: &[Field]) -> Result<Sample, RecordError> {
+    let record: Map<String, Value> = serde_json::from_slice(record).map_err(RecordError::Json)?;
     let mut sample = Sample { id: scalar(&record, "id")?, ..Sample::default() };
     for field in fields {
         match field {
             Field::Images => sample.images = images(&record, image_root)?,
             Field::Conversations => sample.conversations = conversation(&record)?,
-            Field::Caption => sample.caption = caption(&record)?,
+            Field::Caption => sample.caption = text(&record, Field::Caption)?,
+            Field::Text => sample.text = text(&record, Field::Text)?,
             Field::Masks => {}
         }
     }
@@ -38,22 +39,34 @@ fn scalar(record: &Map<String, Value>, field: &'static str) -> Result<Option<Str
     }
 }
 
-pub(crate) fn caption(record: &Map<String, Value>) -> Result<Option<String>, RecordError> {
-    match lookup(record, Field::Caption) {
+/// The text of [`Field::Caption`] or [`Field::Text`].
+pub(crate) fn text(record: &Map<String, Value>, field: Field) -> Result<Option<String>, RecordError> {
+    match lookup(record, field) {
         None => Ok(None),
         Some((_, Value::String(text))) => Ok(Some(text.clone())),
         Some((field, _)) => Err(RecordError::Type { field, expected: "text" }),
     }
 }
 
+/// How many images a record names.
+pub(crate) fn n_images(record: &[u8]) -> Result<usize, RecordError> {
+    let record: Map<String, Value> = serde_json::from_slice(record).map_err(RecordError::Json)?;
+    Ok(image_names(&record)?.len())
+}
+
 fn images(record: &Map<String, Value>, root: &Path) -> Result<Vec<EncodedImage>, RecordError> {
+    image_names(record)?.into_iter().map(|name| read_image(root, name)).collect()
+}
+
+/// The paths of a record's images. Null, an empty text and an empty list stand for none.
+fn image_names(record: &Map<String, Value>) -> Result<Vec<&str>, RecordError> {
     let Some((field, value)) = lookup(record, Field::Images) else { return Ok(Vec::new()) };
     let wrong = || RecordError::Type { field, expected: "a path or a list of paths" };
     let paths: Vec<&Value> = match value {
         Value::Array(paths) => paths.iter().collect(),
         one => vec![one],
     };
-    let mut images = Vec::with_capacity(paths.len());
+    let mut names = Vec::with_capacity(paths.len());
     for path in paths {
         let name = match path {
             Value::Object(parts) => parts.get("path").and_then(Value::as_str),
@@ -61,10 +74,10 @@ fn images(record: &Map<String, Value>, root: &Path) -> Result<Vec<EncodedImage>,
         };
         let name = name.ok_or_else(wrong)?;
         if !name.is_empty() {
-            images.push(read_image(root, name)?);
+            names.push(name);
         }
     }
-    Ok(images)
+    Ok(names)
 }
 
 /// Reads an image file; `name` becomes the image's.

@@ -17,17 +17,17 @@ use parquet::schema::types::ColumnPath;
 
 use crate::DataError;
 use crate::features::{self, ImageColumn};
-use crate::sample::{EncodedImage, MaskAnnotation, Sample, Turn};
+use crate::sample::{EncodedImage, Field, MaskAnnotation, Sample, Turn};
 
 /// A row group ends after this many rows,
 const GROUP_ROWS: usize = 256;
 /// or this many bytes of images, masks and text.
 const GROUP_BYTES: usize = 32 << 20;
 
-/// Writes samples to one parquet file with the columns `id` (string), `image` (struct of bytes and path, or
-/// `images`, a list of it), `conversations` (list of structs of from and value), `caption` (string), `masks`
-/// (list of structs of labels and mask, an image), and the metadata from which Python's `datasets` knows
-/// that images are images.
+/// Writes samples to one parquet file with the column `id` (string) and those of the fields asked for: `image` (struct
+/// of bytes and path, or `images`, a list of it), `conversations` (list of structs of from and value), `caption`
+/// (string), `masks` (list of structs of labels and mask, an image), `text` (string); and the metadata from which
+/// Python's `datasets` knows that images are images. What a sample holds beyond the columns is left out.
 ///
 /// Compressed with zstd; the same samples give the same bytes. The file is written as `.{name}.part` beside its
 /// place and appears whole when [`ParquetWriter::finish`] returns; dropped before, it leaves nothing.
@@ -38,28 +38,46 @@ pub struct ParquetWriter {
     /// `None` once finished.
     writer: Option<ArrowWriter<BufWriter<File>>>,
     images: ImageColumn,
+    fields: Vec<Field>,
     pending: Vec<Sample>,
     pending_bytes: usize,
     rows: usize,
 }
 
 impl ParquetWriter {
-    /// Starts a file; its folder must exist.
+    /// Starts a file with the columns of images, conversations, captions and masks; its folder must exist.
     ///
     /// # Errors
     /// When the file cannot be made.
     pub fn create(path: &Path, images: ImageColumn) -> Result<Self, DataError> {
+        let fields = [Field::Images, Field::Conversations, Field::Caption, Field::Masks];
+        Self::with_fields(path, images, &fields)
+    }
+
+    /// Starts a file with the columns of `fields`, in their order; its folder must exist.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    ///
+    /// # Panics
+    /// When `fields` is empty or names one twice.
+    #[track_caller]
+    pub fn with_fields(path: &Path, images: ImageColumn, fields: &[Field]) -> Result<Self, DataError> {
+        assert!(!fields.is_empty(), "a data set of no columns");
+        let twice = fields.iter().enumerate().find(|(at, field)| fields[..*at].contains(field));
+        assert!(twice.is_none(), "column {twice:?} is asked for twice");
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let part = path.with_file_name(format!(".{name}.part"));
         let file = File::create(&part).map_err(DataError::io("create", &part))?;
-        let schema = features::schema(images);
-        let writer = ArrowWriter::try_new(BufWriter::new(file), schema, Some(properties(images)))
+        let schema = features::schema(images, fields);
+        let writer = ArrowWriter::try_new(BufWriter::new(file), schema, Some(properties(images, fields)))
             .map_err(DataError::parquet("start", path))?;
         Ok(Self {
             target: path.to_owned(),
             part,
             writer: Some(writer),
             images,
+            fields: fields.to_owned(),
             pending: Vec::new(),
             pending_bytes: 0,
             rows: 0,
@@ -71,7 +89,8 @@ impl ParquetWriter {
     /// # Errors
     /// When it has several images and the file takes one, or writing fails.
     pub fn push(&mut self, sample: Sample) -> Result<(), DataError> {
-        if self.images == ImageColumn::Single && sample.images.len() > 1 {
+        let takes_one = self.images == ImageColumn::Single && self.fields.contains(&Field::Images);
+        if takes_one && sample.images.len() > 1 {
             return Err(DataError::ImageCount { row: self.rows, got: sample.images.len() });
         }
         self.pending_bytes += weight(&sample);
@@ -117,7 +136,7 @@ impl ParquetWriter {
         let samples = std::mem::take(&mut self.pending);
         self.pending_bytes = 0;
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        let written = batch(&samples, self.images).and_then(|batch| {
+        let written = batch(&samples, self.images, &self.fields).and_then(|batch| {
             writer.write(&batch)?;
             writer.flush()
         });
@@ -136,17 +155,19 @@ impl Drop for ParquetWriter {
 fn weight(sample: &Sample) -> usize {
     let images: usize = sample.images.iter().map(|image| image.bytes.len()).sum();
     let masks: usize = sample.masks.iter().map(|mask| mask.png.len()).sum();
-    let text: usize = sample.conversations.iter().map(|turn| turn.text.len()).sum();
-    images + masks + text
+    let turns: usize = sample.conversations.iter().map(|turn| turn.text.len()).sum();
+    let texts = [&sample.caption, &sample.text].into_iter().flatten().map(String::len);
+    images + masks + turns + texts.sum::<usize>()
 }
 
-fn properties(images: ImageColumn) -> WriterProperties {
+fn properties(images: ImageColumn, fields: &[Field]) -> WriterProperties {
     let image = match images {
         ImageColumn::Single => vec!["image", "bytes"],
         ImageColumn::List => vec!["images", "list", "element", "bytes"],
     };
     let encoded = [image, vec!["masks", "list", "element", "mask", "bytes"]];
-    let features = KeyValue::new(features::FEATURES_KEY.to_owned(), features::features(images).to_string());
+    let features =
+        KeyValue::new(features::FEATURES_KEY.to_owned(), features::features(images, fields).to_string());
     let mut builder = WriterProperties::builder()
         .set_created_by(format!("mm-data {}", env!("CARGO_PKG_VERSION")))
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -162,23 +183,33 @@ fn properties(images: ImageColumn) -> WriterProperties {
     builder.build()
 }
 
-fn batch(samples: &[Sample], images: ImageColumn) -> Result<RecordBatch, ParquetError> {
-    let ids: StringArray = samples.iter().map(|sample| sample.id.as_deref()).collect();
-    let captions: StringArray = samples.iter().map(|sample| sample.caption.as_deref()).collect();
-    let pictures: ArrayRef = match images {
-        ImageColumn::Single => Arc::new(image_array(samples.iter().map(|sample| sample.images.first()))?),
-        ImageColumn::List => {
-            let all = image_array(samples.iter().flat_map(|sample| &sample.images).map(Some))?;
-            Arc::new(list(samples.iter().map(|sample| sample.images.len()), Arc::new(all))?)
-        }
+fn batch(samples: &[Sample], images: ImageColumn, fields: &[Field]) -> Result<RecordBatch, ParquetError> {
+    let texts = |text: fn(&Sample) -> Option<&str>| -> ArrayRef {
+        Arc::new(samples.iter().map(text).collect::<StringArray>())
     };
-    let turns = turn_array(samples.iter().flat_map(|sample| &sample.conversations))?;
-    let turns = list(samples.iter().map(|sample| sample.conversations.len()), Arc::new(turns))?;
-    let masks = mask_array(samples.iter().flat_map(|sample| &sample.masks))?;
-    let masks = list(samples.iter().map(|sample| sample.masks.len()), Arc::new(masks))?;
-    let columns: Vec<ArrayRef> =
-        vec![Arc::new(ids), pictures, Arc::new(turns), Arc::new(captions), Arc::new(masks)];
-    Ok(RecordBatch::try_new(features::schema(images), columns)?)
+    let mut columns = vec![texts(|sample| sample.id.as_deref())];
+    for field in fields {
+        columns.push(match (field, images) {
+            (Field::Images, ImageColumn::Single) => {
+                Arc::new(image_array(samples.iter().map(|sample| sample.images.first()))?)
+            }
+            (Field::Images, ImageColumn::List) => {
+                let all = image_array(samples.iter().flat_map(|sample| &sample.images).map(Some))?;
+                Arc::new(list(samples.iter().map(|sample| sample.images.len()), Arc::new(all))?)
+            }
+            (Field::Conversations, _) => {
+                let turns = turn_array(samples.iter().flat_map(|sample| &sample.conversations))?;
+                Arc::new(list(samples.iter().map(|sample| sample.conversations.len()), Arc::new(turns))?)
+            }
+            (Field::Caption, _) => texts(|sample| sample.caption.as_deref()),
+            (Field::Masks, _) => {
+                let masks = mask_array(samples.iter().flat_map(|sample| &sample.masks))?;
+                Arc::new(list(samples.iter().map(|sample| sample.masks.len()), Arc::new(masks))?)
+            }
+            (Field::Text, _) => texts(|sample| sample.text.as_deref()),
+        });
+    }
+    Ok(RecordBatch::try_new(features::schema(images, fields), columns)?)
 }
 
 fn image_array<'a>(

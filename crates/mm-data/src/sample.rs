@@ -15,6 +15,10 @@ pub struct Sample {
     pub caption: Option<String>,
     /// Which pixels of the first image show what.
     pub masks: Vec<MaskAnnotation>,
+    /// A plain text, of a data set of texts.
+    pub text: Option<String>,
+    /// Token ids, of a data set of token files.
+    pub tokens: Option<Vec<u32>>,
 }
 
 /// An image as it was stored: PNG, JPEG or another encoding, not yet decoded.
@@ -99,11 +103,13 @@ pub enum Field {
     Caption,
     /// [`Sample::masks`].
     Masks,
+    /// [`Sample::text`]. A field called `text` is also a caption where no `caption` is there, as image folders have it.
+    Text,
 }
 
 impl Field {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Images, Self::Conversations, Self::Caption, Self::Masks];
+    /// All of them. Token files hold nothing else, and give their ids whatever is asked for.
+    pub const ALL: [Self; 5] = [Self::Images, Self::Conversations, Self::Caption, Self::Masks, Self::Text];
 
     /// The names it goes by in files, the preferred one first.
     pub(crate) fn names(self) -> &'static [&'static str] {
@@ -112,6 +118,7 @@ impl Field {
             Self::Conversations => &["conversations", "messages"],
             Self::Caption => &["caption", "text"],
             Self::Masks => &["masks"],
+            Self::Text => &["text", "content"],
         }
     }
 }

@@ -128,6 +128,78 @@ fn llava_json() {
     }
 }
 
+/// The forms in which LLaVA-NeXT-Data and its kin come.
+#[test]
+fn llava_record_forms() {
+    let root = tempfile::tempdir().unwrap();
+    let chat = r#""conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]"#;
+    let forms = [
+        (format!(r#"{{"id": "x", "image": null, {chat}}}"#), 0),
+        (format!(r#"{{"id": 12, {chat}}}"#), 0),
+        (format!(r#"{{"id": 1.5, "image": "", {chat}}}"#), 0),
+        (format!(r#"{{"image": [], {chat}}}"#), 0),
+        (format!(r#"{{"image": ["1.png"], {chat}}}"#), 1),
+        (format!(r#"{{"image": {{"path": "1.png"}}, {chat}}}"#), 1),
+        (format!(r#"{{"image": null, "images": ["1.png", "2.png", "1.png"], {chat}}}"#), 3),
+        (
+            r#"{"image": ["1.png", "2.png"], "conversations": [
+                {"role": "user", "content": "<image>\n<image>\nsame?"},
+                {"role": "assistant", "content": [{"type": "text", "text": "no"}]}]}"#
+                .replace('\n', " "),
+            2,
+        ),
+        (r#"{"image": "1.png", "messages": [{"from": "user", "value": "<image> a <image>"}]}"#.to_owned(), 1),
+    ];
+    let lines: Vec<&str> = forms.iter().map(|(line, _)| line.as_str()).collect();
+    put(root.path(), &[("x.jsonl", &lines.join("\n")), ("1.png", "one"), ("2.png", "two")]);
+    let set = Dataset::open(&root.path().join("x.jsonl"), None).unwrap();
+    let samples: Vec<Sample> = (0..set.len()).map(|index| set.get(index).unwrap()).collect();
+    for (index, (_, n_images)) in forms.iter().enumerate() {
+        assert_eq!(samples[index].images.len(), *n_images, "{index}");
+        assert_eq!(set.n_images(index).unwrap(), *n_images, "{index}");
+    }
+    let ids: Vec<_> = samples.iter().map(|sample| sample.id.as_deref()).take(4).collect();
+    assert_eq!(ids, [Some("x"), Some("12"), Some("1.5"), None]);
+    assert_eq!(samples[7].conversations[0].text.matches("<image>").count(), 2);
+    assert_eq!(samples[7].conversations[1], Turn { role: Role::Assistant, text: "no".into() });
+    assert_eq!(samples[8].conversations[0].text, "<image> a <image>");
+    // Counting images does not need the files.
+    fs::remove_file(root.path().join("1.png")).unwrap();
+    assert_eq!(set.n_images(6).unwrap(), 3);
+    assert!(set.get(6).is_err());
+}
+
+#[test]
+fn plain_texts() {
+    let root = tempfile::tempdir().unwrap();
+    let lines = "{\"text\": \"one\"}\n{\"content\": \"two\"}\n{\"caption\": \"three\"}\n{\"text\": 4}\n";
+    put(root.path(), &[("x.jsonl", lines)]);
+    let options = OpenOptions { fields: vec![Field::Text], ..OpenOptions::default() };
+    let set = Dataset::open_with(root.path(), &options).unwrap();
+    let texts: Vec<_> = (0..3).map(|index| set.get(index).unwrap()).collect();
+    assert_eq!(texts[0], Sample { text: Some("one".into()), ..Sample::default() });
+    assert_eq!(texts[1].text.as_deref(), Some("two"));
+    assert_eq!(texts[2], Sample::default());
+    assert!(set.get(3).is_err());
+    let set = Dataset::open(root.path(), None).unwrap();
+    assert_eq!(set.get(0).unwrap().caption.as_deref(), Some("one"));
+    assert_eq!(set.get(2).unwrap().caption.as_deref(), Some("three"));
+}
+
+#[test]
+fn one_object_in_a_file() {
+    let root = tempfile::tempdir().unwrap();
+    put(root.path(), &[("x.json", "{\n  \"id\": 3,\n  \"caption\": \"a cat\"\n}\n")]);
+    let set = Dataset::open(root.path(), None).unwrap();
+    assert_eq!((set.len(), set.get(0).unwrap().caption), (1, Some("a cat".into())));
+    put(root.path(), &[("x.json", &format!("{{\"version\": 1, \"annotations\": {LLAVA}}}"))]);
+    put(root.path(), &[("coco/1.jpg", "one"), ("2.png", "two")]);
+    assert_eq!(Dataset::open(&root.path().join("x.json"), None).unwrap().get(1).unwrap().id.unwrap(), "7");
+    put(root.path(), &[("x.json", "{\n\"licence\": {},\n\"names\": [\"a\"]\n}")]);
+    let error = Dataset::open(&root.path().join("x.json"), None).unwrap_err();
+    assert!(error.to_string().ends_with("keys \"licence\", \"names\""), "{error}");
+}
+
 #[test]
 fn json_lines_and_an_image_root() {
     let root = tempfile::tempdir().unwrap();

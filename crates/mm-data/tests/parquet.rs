@@ -15,6 +15,7 @@ use mm_data::{
 };
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
+use parquet::file::reader::{FileReader, SerializedFileReader};
 
 /// A sample with all fields, its sizes varying with `number`.
 fn sample(number: usize) -> Sample {
@@ -29,6 +30,7 @@ fn sample(number: usize) -> Sample {
         conversations: vec![turn(Role::User, format!("q{number}")), turn(Role::Assistant, "a".into())],
         caption: Some(format!("caption {number}")),
         masks: vec![mask; number % 3],
+        ..Sample::default()
     }
 }
 
@@ -126,6 +128,50 @@ fn several_images_need_a_list() {
     list.finish().unwrap();
     let set = Dataset::open(&file, None).unwrap();
     assert_eq!([set.get(0).unwrap(), set.get(1).unwrap()], [two, none]);
+}
+
+#[test]
+fn only_the_columns_asked_for_are_written() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("x.parquet");
+    let mut two = sample(1);
+    two.images.push(EncodedImage { name: None, bytes: vec![1, 2] });
+    for (fields, images, expected, features) in [
+        (
+            vec![Field::Images],
+            ImageColumn::List,
+            Sample { id: two.id.clone(), images: two.images.clone(), ..Sample::default() },
+            r#"{"id":{"_type":"Value","dtype":"string"},"images":[{"_type":"Image"}]}"#,
+        ),
+        (
+            vec![Field::Text],
+            ImageColumn::Single,
+            Sample { id: two.id.clone(), text: Some("words".into()), ..Sample::default() },
+            r#"{"id":{"_type":"Value","dtype":"string"},"text":{"_type":"Value","dtype":"string"}}"#,
+        ),
+    ] {
+        let mut writer = ParquetWriter::with_fields(&file, images, &fields).unwrap();
+        writer.push(Sample { text: Some("words".into()), ..two.clone() }).unwrap();
+        writer.finish().unwrap();
+        let options = OpenOptions { fields: fields.clone(), ..OpenOptions::default() };
+        assert_eq!(Dataset::open_with(&file, &options).unwrap().get(0).unwrap(), expected);
+        let absent = OpenOptions { fields: vec![Field::Masks], ..OpenOptions::default() };
+        let error = Dataset::open_with(&file, &absent).unwrap_err();
+        assert!(matches!(error, DataError::NoColumns { .. }), "{error}");
+        let reader = SerializedFileReader::new(fs::File::open(&file).unwrap()).unwrap();
+        let metadata = reader.metadata().file_metadata().key_value_metadata().unwrap();
+        let written =
+            metadata.iter().find(|entry| entry.key == "huggingface").unwrap().value.clone().unwrap();
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(json(&written)["info"]["features"], json(features));
+    }
+}
+
+#[test]
+#[should_panic(expected = "asked for twice")]
+fn a_column_twice() {
+    let _ =
+        ParquetWriter::with_fields(Path::new("x.parquet"), ImageColumn::Single, &[Field::Text, Field::Text]);
 }
 
 #[test]
