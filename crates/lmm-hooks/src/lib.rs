@@ -45,7 +45,7 @@
 //!
 //! // `lmm_prep::Processor::prepare` makes inputs of a prompt and its images.
 //! let layout = TokenLayout { images: Vec::new(), n_tokens: 4 };
-//! let inputs = Inputs { input_ids: vec![1, 7, 8, 9], images: Vec::new(), layout };
+//! let inputs = Inputs { input_ids: vec![1, 7, 8, 9], images: Vec::new(), layout, turns: Vec::new() };
 //! let batch = Batch::new(&[&inputs], 0, Device::Cpu, Kind::Float, PaddingSide::Left)?;
 //!
 //! // Read layer 1: layer 2 and the logits are not computed.

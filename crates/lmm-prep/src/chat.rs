@@ -3,6 +3,7 @@
 mod functions;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use minijinja::{Environment, Value, context};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{ProcessorConfig, TokenizerConfig};
 use crate::error::PrepError;
 use crate::json::Fields;
+use crate::turns;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +137,45 @@ impl ChatTemplate {
         options: ChatOptions,
         special_tokens: &BTreeMap<String, String>,
     ) -> Result<String, PrepError> {
+        let prompt = self.render_quietly(messages, options, special_tokens)?;
+        for (index, message) in messages.iter().enumerate() {
+            if let Content::Text(text) = &message.content
+                && !prompt.contains(text.trim())
+            {
+                let path = self.path.display();
+                tracing::warn!(%path, index, "the chat template left a message's text out; it may want a list of parts");
+            }
+        }
+        Ok(prompt)
+    }
+
+    /// Bytes of `prompt`, which is the conversation rendered, that are each message's content.
+    ///
+    /// # Errors
+    /// [`PrepError::Turn`] for the first message that cannot be found; as [`ChatTemplate::render`].
+    pub(crate) fn locate_turns(
+        &self,
+        prompt: &str,
+        messages: &[Message],
+        options: ChatOptions,
+        special_tokens: &BTreeMap<String, String>,
+        image_token: &str,
+    ) -> Result<Vec<Range<usize>>, PrepError> {
+        let skeleton = self.render_quietly(&turns::marked(messages), options, special_tokens)?;
+        turns::locate(prompt, &skeleton, messages, image_token).map_err(|(index, why)| PrepError::Turn {
+            path: self.path.clone(),
+            index,
+            role: messages.get(index).map(|message| message.role.clone()).unwrap_or_default(),
+            why,
+        })
+    }
+
+    fn render_quietly(
+        &self,
+        messages: &[Message],
+        options: ChatOptions,
+        special_tokens: &BTreeMap<String, String>,
+    ) -> Result<String, PrepError> {
         let failed = |source: minijinja::Error| PrepError::ChatTemplate {
             path: self.path.clone(),
             what: source.detail().unwrap_or("it cannot be rendered with these messages").to_owned(),
@@ -149,16 +190,7 @@ impl ChatTemplate {
             ..special_tokens
         };
         let prompt = self.environment.get_template(NAME).and_then(|template| template.render(values));
-        let prompt = prompt.map_err(failed)?;
-        for (index, message) in messages.iter().enumerate() {
-            if let Content::Text(text) = &message.content
-                && !prompt.contains(text.trim())
-            {
-                let path = self.path.display();
-                tracing::warn!(%path, index, "the chat template left a message's text out; it may want a list of parts");
-            }
-        }
-        Ok(prompt)
+        prompt.map_err(failed)
     }
 }
 

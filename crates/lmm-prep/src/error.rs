@@ -112,6 +112,28 @@ pub enum PrepError {
         /// The model folder.
         folder: PathBuf,
     },
+    /// A turn of a conversation does not stand in what the chat template made of it.
+    #[error("chat template of {}: turn {index} ({role}) cannot be found in its text: {why}", path.display())]
+    Turn {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// The turn's place in the conversation, from 0.
+        index: usize,
+        /// Who speaks in it.
+        role: String,
+        /// What is there instead.
+        why: String,
+    },
+    /// Token ids that are no text of this model.
+    #[error("token {position}: expected {expected}, got {got}")]
+    Token {
+        /// Its place in the sequence, from 0.
+        position: usize,
+        /// What is allowed.
+        expected: String,
+        /// The id.
+        got: u32,
+    },
     /// The chat template does not compile or refuses the messages.
     #[error("chat template of {}: {what}", path.display())]
     ChatTemplate {

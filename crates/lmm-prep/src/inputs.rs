@@ -5,6 +5,7 @@ use ndarray::Array4;
 use crate::anyres::TileGrid;
 use crate::config::Size;
 use crate::layout::TokenLayout;
+use crate::turns::TurnSpan;
 
 /// One image as the vision tower takes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,4 +28,6 @@ pub struct Inputs {
     pub images: Vec<ImageTiles>,
     /// Which position is what. `layout.n_tokens == input_ids.len()`.
     pub layout: TokenLayout,
+    /// Where the turns of a conversation lie, in order; empty for what is no conversation.
+    pub turns: Vec<TurnSpan>,
 }

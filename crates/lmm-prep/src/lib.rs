@@ -2,7 +2,8 @@
 //!
 //! A [`Processor`] is one model folder in the Hub's layout. It turns a prompt and its images into [`Inputs`]: token ids with
 //! every `<image>` expanded, normalised tiles, and a [`TokenLayout`] that says for each position whether it is text, a patch
-//! of the base tile, a patch of the high-resolution canvas or the end of one of its rows.
+//! of the base tile, a patch of the high-resolution canvas or the end of one of its rows. Of a conversation it also says
+//! which tokens are which turn's ([`TurnSpan`]).
 //!
 //! ```
 //! use lmm_prep::{ChatOptions, Message, Processor, TokenKind};
@@ -47,6 +48,7 @@ mod layout;
 mod processor;
 mod resample;
 mod tokenizer;
+mod turns;
 
 pub use anyres::{TileGrid, best_canvas, fitted_size};
 pub use chat::{ChatOptions, ChatTemplate, Content, Message, Part};
@@ -62,4 +64,5 @@ pub use inputs::{ImageTiles, Inputs};
 pub use layout::{ImageSpan, TokenKind, TokenLayout};
 pub use processor::Processor;
 pub use resample::{Filter, resize};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Encoded, Tokenizer};
+pub use turns::TurnSpan;

@@ -1,5 +1,6 @@
 //! One model folder's image processor, tokenizer and chat template together.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
@@ -11,7 +12,8 @@ use crate::error::PrepError;
 use crate::image_processor::ImageProcessor;
 use crate::inputs::{ImageTiles, Inputs};
 use crate::layout::{ImageSpan, TokenLayout};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Encoded, Tokenizer};
+use crate::turns::{TURN_ENDS, TurnSpan};
 
 /// Everything that turns a prompt and its images into what a LLaVA-NeXT model takes.
 #[derive(Debug)]
@@ -153,14 +155,15 @@ impl Processor {
     /// [`PrepError::ImageCount`] where placeholders and images differ in number; as [`Processor::image_tiles`] and
     /// [`Tokenizer::encode`].
     pub fn prepare(&self, prompt: &str, images: &[RgbImage]) -> Result<Inputs, PrepError> {
-        self.prepare_with(prompt, images, true)
+        let ids = self.tokenizer.encode(prompt, true)?;
+        Ok(self.expand(&ids, images)?.0)
     }
 
     /// [`Processor::chat`], then [`Processor::prepare`], as `apply_chat_template(tokenize=True)`: where the template itself
-    /// writes BOS, no second one is added.
+    /// writes BOS, no second one is added. [`Inputs::turns`] says where each message's content lies.
     ///
     /// # Errors
-    /// As those two.
+    /// As those two, and [`PrepError::Turn`] where the template leaves a message out or mixes it with another.
     pub fn prepare_chat(
         &self,
         messages: &[Message],
@@ -169,16 +172,66 @@ impl Processor {
     ) -> Result<Inputs, PrepError> {
         let prompt = self.chat(messages, options)?;
         let bos = self.tokenizer.special_token("bos_token");
-        self.prepare_with(&prompt, images, !bos.is_some_and(|bos| prompt.starts_with(bos)))
+        let add_special = !bos.is_some_and(|bos| prompt.starts_with(bos));
+        let encoded = self.tokenizer.encode_with_places(&prompt, add_special)?;
+        let (mut inputs, starts) = self.expand(&encoded.ids, images)?;
+        let special = &self.tokenizer.config().special_tokens;
+        let contents = match &self.chat_template {
+            Some(template) => {
+                template.locate_turns(&prompt, messages, options, special, &self.image_token)?
+            }
+            None => return Err(PrepError::NoChatTemplate { folder: self.folder.clone() }),
+        };
+        let mut from = 0;
+        for (message, content) in messages.iter().zip(contents) {
+            let mut tokens = tokens_of(&content, &encoded.places);
+            if message.role == "assistant"
+                && let Some(end) = self.turn_end(&prompt, content.end, tokens.end, &encoded)
+            {
+                tokens.end = end;
+            }
+            // A token of two turns is the first one's.
+            tokens.start = tokens.start.max(from);
+            tokens.end = tokens.end.max(tokens.start);
+            from = tokens.end;
+            inputs.turns.push(TurnSpan {
+                role: message.role.clone(),
+                tokens: starts[tokens.start]..starts[tokens.end],
+            });
+        }
+        Ok(inputs)
     }
 
-    fn prepare_with(
-        &self,
-        prompt: &str,
-        images: &[RgbImage],
-        add_special: bool,
-    ) -> Result<Inputs, PrepError> {
-        let ids = self.tokenizer.encode(prompt, add_special)?;
+    /// The end of a turn with the token that ends it, if the next token is one and only white space lies between.
+    fn turn_end(&self, prompt: &str, content_end: usize, from: usize, encoded: &Encoded) -> Option<usize> {
+        let blank = |place: &Range<usize>| {
+            prompt.get(place.clone()).is_some_and(|text| text.trim().is_empty()) && place.end > content_end
+        };
+        let at = (from..encoded.ids.len()).find(|&at| !blank(&encoded.places[at]))?;
+        let place = &encoded.places[at];
+        let text = prompt.get(place.clone()).filter(|text| !text.is_empty() && place.start >= content_end)?;
+        let ends = TURN_ENDS.contains(&text) && self.tokenizer.is_added(text)
+            || self.tokenizer.special_id("eos_token") == Some(encoded.ids[at]);
+        ends.then_some(at + 1)
+    }
+
+    /// Ids of a text that were made before, without special tokens added or images.
+    ///
+    /// # Errors
+    /// [`PrepError::Token`] for an id that is not below the model's `vocab_size`, or that stands for an image.
+    pub fn prepare_tokens(&self, ids: Vec<u32>) -> Result<Inputs, PrepError> {
+        let vocab_size = self.config.text_config.vocab_size;
+        let image_id = self.config.image_token_index;
+        if let Some(position) = ids.iter().position(|&id| id as usize >= vocab_size || id == image_id) {
+            let expected = format!("an id below {vocab_size} other than {image_id}, the image token's");
+            return Err(PrepError::Token { position, expected, got: ids[position] });
+        }
+        let layout = TokenLayout { images: Vec::new(), n_tokens: ids.len() };
+        Ok(Inputs { input_ids: ids, images: Vec::new(), layout, turns: Vec::new() })
+    }
+
+    /// Repeats each image's placeholder once per feature. Also gives the new position of each id, and the length.
+    fn expand(&self, ids: &[u32], images: &[RgbImage]) -> Result<(Inputs, Vec<usize>), PrepError> {
         let image_id = self.config.image_token_index;
         let placeholders = ids.iter().filter(|&&id| id == image_id).count();
         if placeholders != images.len() {
@@ -193,8 +246,10 @@ impl Processor {
         let extra: usize = images.iter().map(|image| image.grid.n_tokens() - 1).sum();
         let mut input_ids = Vec::with_capacity(ids.len() + extra);
         let mut spans = Vec::with_capacity(images.len());
+        let mut starts = Vec::with_capacity(ids.len() + 1);
         // The library cuts the image token out before anything else, so repeating its id is repeating its text.
-        for id in ids {
+        for &id in ids {
+            starts.push(input_ids.len());
             if id != image_id {
                 input_ids.push(id);
                 continue;
@@ -203,8 +258,9 @@ impl Processor {
             spans.push(ImageSpan { start: input_ids.len(), base: grid.base(), high: grid.high() });
             input_ids.extend(std::iter::repeat_n(id, grid.n_tokens()));
         }
+        starts.push(input_ids.len());
         let layout = TokenLayout { images: spans, n_tokens: input_ids.len() };
-        Ok(Inputs { input_ids, images, layout })
+        Ok((Inputs { input_ids, images, layout, turns: Vec::new() }, starts))
     }
 
     /// Renders the folder's chat template.
@@ -217,4 +273,20 @@ impl Processor {
         };
         template.render(messages, options, &self.tokenizer.config().special_tokens)
     }
+}
+
+/// The tokens that stand for `content`, or the place between two tokens where it is empty.
+fn tokens_of(content: &Range<usize>, places: &[Range<usize>]) -> Range<usize> {
+    let inside =
+        |place: &Range<usize>| !place.is_empty() && place.start < content.end && place.end > content.start;
+    if !content.is_empty()
+        && let Some(first) = places.iter().position(inside)
+        && let Some(last) = places.iter().rposition(inside)
+    {
+        return first..last + 1;
+    }
+    let before = places.iter().rposition(|place| !place.is_empty() && place.end <= content.start);
+    let after = || places.iter().position(|place| !place.is_empty());
+    let at = before.map(|last| last + 1).or_else(after).unwrap_or(places.len());
+    at..at
 }

@@ -1,5 +1,6 @@
 //! `tokenizer.json`, with what transformers lays over it.
 
+use std::ops::Range;
 use std::path::Path;
 
 use tokenizers::processors::template::TemplateProcessing;
@@ -16,6 +17,16 @@ use crate::error::PrepError;
 pub struct Tokenizer {
     library: tokenizers::Tokenizer,
     config: TokenizerConfig,
+}
+
+/// Token ids and where they come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// For each id the bytes of the text it stands for; empty for an id the text does not hold, such as an added BOS.
+    /// Tokens of less than a character have the whole character.
+    pub places: Vec<Range<usize>>,
 }
 
 impl Tokenizer {
@@ -95,6 +106,11 @@ impl Tokenizer {
         self.library.get_vocab_size(true)
     }
 
+    /// The largest id there is. Ids may have gaps, so that it is not always the number of ids less one.
+    pub fn max_id(&self) -> u32 {
+        self.library.get_vocab(true).into_values().max().unwrap_or(0)
+    }
+
     /// The ids of `text`. `add_special` adds what the model's training put around a text (often BOS).
     ///
     /// # Errors
@@ -105,6 +121,19 @@ impl Tokenizer {
             .encode_fast(text, add_special)
             .map_err(|source| PrepError::Tokenizer { what: "cannot encode the text".into(), source })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As [`Tokenizer::encode`], and where in `text` each id comes from.
+    ///
+    /// # Errors
+    /// [`PrepError::Tokenizer`] with the library's reason.
+    pub fn encode_with_places(&self, text: &str, add_special: bool) -> Result<Encoded, PrepError> {
+        let encoding = self
+            .library
+            .encode(text, add_special)
+            .map_err(|source| PrepError::Tokenizer { what: "cannot encode the text".into(), source })?;
+        let places = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), places })
     }
 
     /// The text of `ids`. `skip_special` leaves special tokens out.

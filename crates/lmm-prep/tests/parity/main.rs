@@ -10,3 +10,4 @@ mod models;
 mod pixels;
 mod resize;
 mod support;
+mod turns;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use lmm_prep::{ChatOptions, Message, Processor, TokenKind, Tokenizer};
+use lmm_prep::{ChatOptions, Inputs, Message, Processor, TokenKind, Tokenizer};
 use serde_json::Value;
 
 use crate::support::{fixture, json, picture};
@@ -82,7 +82,9 @@ fn conversations_become_the_prompts_transformers_renders() {
             assert_eq!(processor.chat(&messages, options).unwrap(), case["text"], "{name}");
             let images = [picture(24, 24, 0), picture(50, 30, 1)];
             let inputs = processor.prepare_chat(&messages, options, &images).unwrap();
-            assert_eq!(inputs, processor.prepare(case["text"].as_str().unwrap(), &images).unwrap());
+            assert_eq!(inputs.turns.len(), messages.len());
+            let expected = processor.prepare(case["text"].as_str().unwrap(), &images).unwrap();
+            assert_eq!(Inputs { turns: Vec::new(), ..inputs }, expected);
         }
     }
 }
@@ -111,7 +113,7 @@ fn placeholders_and_images_must_agree() {
 }
 
 /// A copy of a model folder with one file changed, or removed where `change` gives nothing.
-fn changed(name: &str, file: &str, change: impl Fn(String) -> String) -> tempfile::TempDir {
+pub(crate) fn changed(name: &str, file: &str, change: impl Fn(String) -> String) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(fixture("models").join(name)).unwrap() {
         let path = entry.unwrap().path();

@@ -58,7 +58,7 @@ fn inputs(fixture: &Fixture, case: &Case, config: &LlavaNextConfig) -> Inputs {
         images.push(ImageTiles { pixels: tile_pixels, original, grid });
     }
     let layout = TokenLayout { images: spans, n_tokens: case.input_ids.len() };
-    Inputs { input_ids: case.input_ids.clone(), images, layout }
+    Inputs { input_ids: case.input_ids.clone(), images, layout, turns: Vec::new() }
 }
 
 /// A tensor's values in f32.
