@@ -1,6 +1,10 @@
 //! `sae-data`: makes data sets.
 
+mod cache_set;
+mod llava;
 mod shapes;
+mod shards;
+mod text;
 
 use std::process::ExitCode;
 
@@ -20,7 +24,17 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Write the embedded data set: seeded scenes of coloured shapes with captions, questions and masks.
+    #[command(after_help = shapes::EXAMPLE)]
     Shapes(shapes::ShapesArgs),
+    /// Pack LLaVA's JSON and its image files into parquet files.
+    #[command(after_help = llava::EXAMPLE)]
+    Llava(llava::LlavaArgs),
+    /// Join data sets, or shares of them, into the set of images a cache is made of.
+    #[command(after_help = cache_set::EXAMPLE)]
+    CacheSet(cache_set::CacheSetArgs),
+    /// Turn texts into a file of token ids in pieces of one length.
+    #[command(after_help = text::EXAMPLE)]
+    Text(text::TextArgs),
 }
 
 fn run() -> anyhow::Result<()> {
@@ -29,8 +43,12 @@ fn run() -> anyhow::Result<()> {
     if args.common.world()?.size > 1 {
         return Err(UsageError::new("sae-data works alone: run one, without --rank and --world-size").into());
     }
+    let seed = args.common.seed;
     match args.command {
-        Command::Shapes(options) => shapes::write(&options, args.common.seed),
+        Command::Shapes(options) => shapes::write(&options, seed),
+        Command::Llava(options) => llava::write(&options, seed),
+        Command::CacheSet(options) => cache_set::write(&options, seed),
+        Command::Text(options) => text::write(&options, seed),
     }
 }
 

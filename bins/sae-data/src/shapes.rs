@@ -1,6 +1,5 @@
 //! `sae-data shapes`: scenes of `shapes-world` as a parquet data set in the Hub's layout.
 
-use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,13 @@ use image::{GrayImage, ImageFormat, RgbImage};
 use mm_data::{EncodedImage, ImageColumn, MaskAnnotation, ParquetWriter, Role, Sample, Turn};
 use shapes_world::Scene;
 use stage_kit::{Existing, OutputFolder, Progress, RunManifest, UsageError};
+
+use crate::shards;
+
+pub(crate) const EXAMPLE: &str = "\
+Example, a set to train on and one to cache:
+  sae-data shapes --count 20000 --save-dir shapes
+  sae-data shapes --count 1000 --offset 20000 --split test --save-dir shapes-test";
 
 /// Scenes in one parquet file.
 const SCENES_PER_FILE: u64 = 20_000;
@@ -36,17 +42,14 @@ pub(crate) struct ShapesArgs {
 /// Writes the data set.
 pub(crate) fn write(args: &ShapesArgs, seed: u64) -> anyhow::Result<()> {
     let split = &args.split;
-    if split.is_empty() || !split.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-        return Err(UsageError::new(format!("--split {split:?}: use letters, digits and underscores")).into());
-    }
+    shards::check_split(split)?;
     let Some(end) = args.offset.checked_add(args.count) else {
         return Err(UsageError::new("--offset and --count together exceed the numbers there are").into());
     };
     let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
     manifest.seed = Some(seed);
     let output = OutputFolder::create(&args.save_dir, Existing::from_overwrite(args.overwrite))?;
-    let data = output.path().join("data");
-    fs::create_dir(&data).with_context(|| format!("cannot make the folder {}", data.display()))?;
+    let data = shards::data_folder(&output)?;
 
     let progress = Progress::new("shapes", "scenes", Some(args.count));
     let n_files = args.count.div_ceil(SCENES_PER_FILE);
@@ -91,7 +94,14 @@ fn sample(scene: &Scene, seed: u64, index: u64) -> anyhow::Result<Sample> {
         masks.push(MaskAnnotation { labels, png: mask_png(&scene.mask(number))? });
     }
     let image = EncodedImage { name: Some(format!("{id}.png")), bytes: image_png(&scene.render())? };
-    Ok(Sample { id: Some(id), images: vec![image], conversations, caption: Some(scene.caption()), masks })
+    Ok(Sample {
+        id: Some(id),
+        images: vec![image],
+        conversations,
+        caption: Some(scene.caption()),
+        masks,
+        ..Sample::default()
+    })
 }
 
 fn image_png(image: &RgbImage) -> anyhow::Result<Vec<u8>> {
@@ -137,5 +147,5 @@ fn write_card(path: &Path, args: &ShapesArgs, seed: u64) -> anyhow::Result<()> {
          | `caption` | the objects from left to right |\n\
          | `masks` | for each object what it can be called (`circle`, `red`, `red circle`) and its pixels (255) |\n"
     );
-    fs::write(path, card).with_context(|| format!("cannot write {}", path.display()))
+    shards::write_file(path, &card)
 }

@@ -1,7 +1,5 @@
 //! `sae-data shapes` from outside: what it writes, and what wrong use and bad places get.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -9,33 +7,11 @@ use std::time::{Duration, Instant};
 
 use mm_data::{Dataset, Role};
 
-fn sae_data(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sae-data"));
-    for launcher in ["RANK", "WORLD_SIZE", "SLURM_PROCID", "PMI_RANK", "PMI_SIZE", "RUST_LOG"] {
-        command.env_remove(launcher);
-    }
-    command.args(args);
-    command
-}
+use crate::support::{assert_fails, entries, sae_data};
 
 fn shapes(folder: &Path, more: &[&str]) -> Output {
     let folder = folder.to_str().unwrap();
     sae_data(&[&["shapes", "--save-dir", folder], more].concat()).output().unwrap()
-}
-
-#[track_caller]
-fn assert_fails(output: &Output, code: i32, says: &str) {
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{log}");
-    assert!(log.contains(says), "{log}");
-    assert!(output.stdout.is_empty());
-}
-
-fn entries(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.collect();
-    names.sort();
-    names
 }
 
 #[test]
