@@ -14,14 +14,15 @@ use stage_kit::{Existing, OutputFolder, Progress, RunManifest, UsageError, hash_
 use crate::shards::{self, ShardWriter};
 
 pub(crate) const EXAMPLE: &str = "\
-A source is PATH_OR_HUB_ID[:SPLIT][@SHARE]; a share is a percentage (5%) or a number of records (1000).
+A source is PATH_OR_HUB_ID[:SPLIT][@SHARE], a share a percentage (5%) or a number (1000).
 
 Example, the images that arXiv 2411.14982 (multimodal-sae) caches activations of, 46,684 of them:
   sae-data cache-set --choose first --save-dir cache-set \\
       lmms-lab/LLaVA-Bench-Wilder:test lmms-lab/MME:test lmms-lab/COCO-Caption2017:val \\
       lmms-lab/MMVet:test lmms-lab/LLaVA-NeXT-Data:train@5%
 
-Ids are SOURCE/ID; a record without an id, or with one that was there before, gets its number: SOURCE/ID#17.";
+Ids are SOURCE/ID. A record without an id, or with one that was there before, gets its number:
+SOURCE/ID#17.";
 
 /// Which records a share takes.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]

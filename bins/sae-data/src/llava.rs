@@ -12,10 +12,12 @@ use crate::shards::{self, ShardWriter};
 
 pub(crate) const EXAMPLE: &str = "\
 Example, LLaVA's instruction data and the images beside it, a tenth of them:
-  sae-data llava llava_v1_5_mix665k.json --image-root images --max-examples 66500 --save-dir llava-tenth
+  sae-data llava llava_v1_5_mix665k.json --image-root images --max-examples 66500 \\
+      --save-dir llava-tenth
 
-Records are objects with `conversations` (from and value, or role and content), `image` or `images` (a path, a list
-of paths, or none) and `id`. Left out records are listed in bad_records.jsonl.";
+Records are objects with `conversations` (from and value, or role and content), `image` or
+`images` (a path, a list of paths, or none) and `id`. Those left out are listed in
+bad_records.jsonl.";
 
 /// In which column images are stored.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]

@@ -19,9 +19,10 @@ Example, tokens for training on the text model's words alone:
   sae-data text llava-hf/llama3-llava-next-8b-hf EleutherAI/SmolLM2-135M-10B:train@100000 \\
       --ctx-len 2048 --save-dir smollm-tokens
 
-Texts are the column or key `text`, `content` or `caption`. As in sparsify's chunk_and_tokenize an EOS stands before
-each text, pieces of --ctx-len are cut, each beginning with BOS if the tokenizer adds one, and the last incomplete
-piece is left out. data/SPLIT.bin holds the ids, SPLIT.bin.json says what they are.";
+Texts are the column or key `text`, `content` or `caption`. As in sparsify's chunk_and_tokenize
+an EOS stands before each text, pieces of --ctx-len are cut, each beginning with BOS if the
+tokenizer adds one, and the last incomplete piece is left out. data/SPLIT.bin holds the ids,
+SPLIT.bin.json says what they are.";
 
 /// How ids are stored.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]

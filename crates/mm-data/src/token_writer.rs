@@ -115,6 +115,7 @@ impl Drop for TokenWriter {
     fn drop(&mut self) {
         // Gone already after a finish.
         let _ = fs::remove_file(&self.part);
+        let _ = fs::remove_file(part_of(&TokenFileInfo::path_for(&self.target)));
     }
 }
 
