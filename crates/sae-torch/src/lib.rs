@@ -3,7 +3,7 @@
 //! [`TorchSae`] holds the parameters of a [`sae_core::Sae`] on a device, in any float dtype. Encoding needs dense pre-activations
 //! `[tokens, num_latents]` for libtorch's `topk`, and for BatchTopK's threshold; it makes them for as many tokens at a time as a
 //! byte budget allows.
-//! Decoding and the [`Gradients`] never do: codes are embedding bags over the decoder's rows.
+//! Decoding and [`accumulate_gradients`] never do: codes are embedding bags over the decoder's rows.
 //!
 //! On a CPU in f32 the codes equal `sae-core`'s outside ties. libtorch does not promise the same bits for
 //! different numbers of threads.
@@ -44,7 +44,7 @@ mod topk;
 
 pub use bags::Bags;
 pub use error::TorchSaeError;
-pub use gradients::{DecoderBias, Gradients, accumulate_gradients};
+pub use gradients::accumulate_gradients;
 pub use sae::{Parameters, TorchSae};
 pub use splice::ErrorTerm;
 pub use topk::TopK;

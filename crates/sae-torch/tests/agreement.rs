@@ -3,7 +3,7 @@
 
 use ndarray::Array2;
 use sae_core::{Activation, Sae, SaeConfig, SaeTensors, SparseCodes};
-use sae_torch::{DecoderBias, ErrorTerm, Gradients, Parameters, TopK, TorchSae};
+use sae_torch::{Bags, ErrorTerm, Parameters, TopK, TorchSae, accumulate_gradients};
 use tch::{Device, Kind, Tensor};
 
 const D_IN: usize = 24;
@@ -254,60 +254,70 @@ fn splicing_keeps_or_drops_the_error() {
     assert!((moved - expected).abs().max().double_value(&[]) < 1e-5);
 }
 
-/// FVU of the dense formulation, by autograd.
-fn dense_gradients(parameters: &Parameters, x: &Tensor, k: i64, bias: DecoderBias) -> [Tensor; 4] {
+/// Gradients of `Σ ||x̂ - x||² / 3 + Σ ||x̂_first - x||² / 5`, where `x̂_first` has the first `first` codes of each row, by autograd on the
+/// dense formulation. `b_dec` is held fixed.
+fn dense_gradients(parameters: &Parameters, x: &Tensor, [first, k]: [i64; 2]) -> [Tensor; 3] {
     let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
     let (w_enc, b_enc) = (leaf(&parameters.encoder_weight), leaf(&parameters.encoder_bias));
-    let (w_dec, b_dec) = (leaf(&parameters.decoder_weight), leaf(&parameters.decoder_bias));
-    let pre = ((x - &b_dec).matmul(&w_enc.tr()) + &b_enc).relu();
-    let (values, indices) = pre.topk(k, 1, true, true);
-    let dense = pre.zeros_like().scatter(1, &indices, &values);
-    let mut decoded = dense.matmul(&w_dec);
-    if bias == DecoderBias::Included {
-        decoded += &b_dec;
-    }
-    let loss = (decoded - x).square().sum(Kind::Double) / 3.0;
+    let w_dec = leaf(&parameters.decoder_weight);
+    let b_dec = &parameters.decoder_bias;
+    let pre = ((x - b_dec).matmul(&w_enc.tr()) + &b_enc).relu();
+    let squares = |k: i64| {
+        let (values, indices) = pre.topk(k, 1, true, true);
+        let dense = pre.zeros_like().scatter(1, &indices, &values);
+        (dense.matmul(&w_dec) + b_dec - x).square().sum(Kind::Double)
+    };
+    let loss = squares(k) / 3.0 + squares(first) / 5.0;
     loss.backward();
-    [w_enc.grad(), b_enc.grad(), w_dec.grad(), b_dec.grad()]
+    [w_enc.grad(), b_enc.grad(), w_dec.grad()]
+}
+
+/// The codes of `from..to` of each row, as bags of different lengths: those that are off are left out.
+fn bags(codes: &TopK, from: i64, to: i64) -> Bags {
+    let part = |tensor: &Tensor| tensor.narrow(1, from, to - from).reshape([-1]);
+    let (indices, values) = (part(&codes.indices), part(&codes.values));
+    let n = codes.indices.size()[0];
+    let rows =
+        Tensor::arange(n, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(to - from, None, None);
+    let on = values.gt(0.0);
+    let [rows, indices, values] = [rows, indices, values].map(|tensor| tensor.masked_select(&on));
+    Bags::from_entries(n as usize, rows, indices, values)
 }
 
 #[test]
 fn gradients_equal_autograd_on_the_dense_formulation() {
-    for (n, k) in [(1, 1), (33, 8), (100, 40)] {
+    for (n, first, k) in [(1, 1, 1), (33, 3, 8), (100, 40, 41), (100, 1, 40)] {
         let torch = TorchSae::from_sae(&sae(k), Device::Cpu, Kind::Double).unwrap();
+        let parameters = Parameters {
+            encoder_weight: torch.encoder_weight().copy(),
+            encoder_bias: torch.encoder_bias().copy(),
+            decoder_weight: torch.decoder_weight().copy(),
+            decoder_bias: torch.decoder_bias().copy(),
+            skip_weight: None,
+        };
         let x = vectors(n).1.to_kind(Kind::Double);
-        let mut gradients = Gradients::zeros(&torch);
+        let want = dense_gradients(&parameters, &x, [first, k as i64]);
         let centred = torch.centre(&x);
         let codes = torch.encode_centred(&centred, k);
-        for bias in [DecoderBias::Included, DecoderBias::Excluded] {
-            let parameters = Parameters {
-                encoder_weight: torch.encoder_weight().copy(),
-                encoder_bias: torch.encoder_bias().copy(),
-                decoder_weight: torch.decoder_weight().copy(),
-                decoder_bias: torch.decoder_bias().copy(),
-                skip_weight: None,
+        let mut gradients: Vec<Tensor> = want.iter().map(Tensor::zeros_like).collect();
+        // Disjoint sets; the first codes take part in both terms. The rows in two halves, to see that they add up.
+        let (n, half) = (n as i64, n as i64 / 2);
+        for (start, len) in [(0, half), (half, n - half)] {
+            let part = |tensor: &Tensor| tensor.narrow(0, start, len);
+            let codes = TopK { indices: part(&codes.indices), values: part(&codes.values) };
+            let sets = [bags(&codes, 0, first), bags(&codes, first, k as i64)];
+            let reconstruct = |sets: &[Bags]| {
+                let sums = sets.iter().map(|bags| bags.sum_rows(&parameters.decoder_weight));
+                sums.sum::<Tensor>() + &parameters.decoder_bias - part(&x)
             };
-            let want = dense_gradients(&parameters, &x, k as i64, bias);
-            let decoded = match bias {
-                DecoderBias::Included => torch.decode(&codes),
-                DecoderBias::Excluded => torch.decode_without_bias(&codes),
-            };
-            gradients.reset();
-            // In two halves, to see that they add up.
-            let upstream = (decoded - &x) * (2.0 / 3.0);
-            let (n, half) = (n as i64, n as i64 / 2);
-            for (start, len) in [(0, half), (half, n - half)] {
-                let part = TopK {
-                    indices: codes.indices.narrow(0, start, len),
-                    values: codes.values.narrow(0, start, len),
-                };
-                let (centred, upstream) = (centred.narrow(0, start, len), upstream.narrow(0, start, len));
-                gradients.accumulate(&torch, &centred, &part, &upstream, bias);
-            }
-            for (index, (got, want)) in gradients.tensors().into_iter().zip(&want).enumerate() {
-                let error = ((got - want).norm() / (want.norm() + 1e-9)).double_value(&[]);
-                assert!(error < 1e-10, "n {n}, k {k}, {bias:?}, tensor {index}: off by {error}");
-            }
+            let of_all = reconstruct(&sets) * (2.0 / 3.0);
+            let of_first = reconstruct(&sets[..1]) * (2.0 / 5.0);
+            let upstream = [&of_all + of_first, of_all];
+            accumulate_gradients(&parameters, &part(&centred), &sets, &upstream, &mut gradients);
+        }
+        for (index, (got, want)) in gradients.iter().zip(&want).enumerate() {
+            let error = ((got - want).norm() / (want.norm() + 1e-9)).double_value(&[]);
+            assert!(error < 1e-10, "n {n}, k {k}, tensor {index}: off by {error}");
         }
     }
 }

@@ -23,7 +23,9 @@ pub(crate) fn draw(config: &TrainerConfig) -> SaeTensors {
         for row in decoder_weight.chunks_mut(d_in) {
             let length = dot(row, row).sqrt();
             if length > 0.0 {
-                row.iter_mut().for_each(|number| *number = (f64::from(*number) / length) as f32);
+                for number in row {
+                    *number = (f64::from(*number) / length) as f32;
+                }
             }
         }
     }

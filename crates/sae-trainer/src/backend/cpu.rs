@@ -200,7 +200,7 @@ impl Backend for Cpu {
         (0..n).for_each(|_| numbers.extend_from_slice(&self.parameters.decoder_bias));
         if let Some(skip) = &self.parameters.skip_weight {
             let skip = view(d_in, skip);
-            add_product(x.view(), skip.t(), view_mut(d_in, &mut numbers));
+            add_product(&x.view(), &skip.t(), view_mut(d_in, &mut numbers));
         }
         matrix(d_in, numbers)
     }
@@ -261,7 +261,7 @@ impl Backend for Cpu {
     fn accumulate_start(&mut self, x: &Self::Rows, upstream: &Self::Rows) {
         linear::add_columns(&mut self.decoder_bias_sum, slice(upstream));
         if let Some(sum) = &mut self.skip_sum {
-            add_product(upstream.t(), x.view(), view_mut(self.shape.d_in, sum));
+            add_product(&upstream.t(), &x.view(), view_mut(self.shape.d_in, sum));
         }
     }
 

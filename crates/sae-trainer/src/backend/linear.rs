@@ -162,10 +162,10 @@ pub(crate) fn variance(y: &[f32], width: usize, weights: Option<&[f32]>) -> f64 
 }
 
 /// Adds `a · b` to `out`, a fixed number of rows at a time.
-pub(crate) fn add_product(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
+pub(crate) fn add_product(a: &ArrayView2<'_, f32>, b: &ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
     let rows: Vec<_> =
         a.axis_chunks_iter(Axis(0), BLOCK).zip(out.axis_chunks_iter_mut(Axis(0), BLOCK)).collect();
-    rows.into_par_iter().for_each(|(a, mut out)| general_mat_mul(1.0, &a, &b, 1.0, &mut out));
+    rows.into_par_iter().for_each(|(a, mut out)| general_mat_mul(1.0, &a, b, 1.0, &mut out));
 }
 
 #[cfg(test)]

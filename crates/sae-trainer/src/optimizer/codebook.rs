@@ -44,7 +44,7 @@ impl Codebook {
         values.copy_from_slice(&numbers);
         let mut middles = Box::new([f32::INFINITY; 256]);
         for (middle, pair) in middles.iter_mut().zip(values.windows(2)) {
-            *middle = (pair[0] + pair[1]) / 2.0;
+            *middle = f32::midpoint(pair[0], pair[1]);
         }
         // A cell's numbers are from its start up to the next's, of either sign; the lowest reaches to 0.
         let start = |cell: usize| f32::from_bits((cell as u32 + LOWEST) << CELL_BITS);

@@ -1,63 +1,10 @@
 //! Training on toys whose dictionary is known.
 
-use sae_core::{Sae, SaeTensors};
-use sae_trainer::{Rows, Trainer, TrainerConfig, TrainerError};
+use sae_core::Sae;
+use sae_trainer::{Rows, Trainer, TrainerError};
 use tch::{Device, Kind, Tensor};
 
-const D_IN: i64 = 32;
-const ATOMS: i64 = 40;
-const ACTIVE: i64 = 3;
-
-/// `[n, 32]` vectors, each the sum of 3 of 40 directions with weights in [1, 2), and an offset common to all.
-struct Toy {
-    dictionary: Tensor,
-    offset: Tensor,
-}
-
-impl Toy {
-    fn new() -> Self {
-        // Toys are too small to share out, and a test run has a process per core already.
-        tch::set_num_threads(1);
-        tch::manual_seed(11);
-        let dictionary = Tensor::randn([ATOMS, D_IN], (Kind::Float, Device::Cpu));
-        let dictionary = &dictionary / dictionary.norm_scalaropt_dim(2, [1_i64].as_slice(), true);
-        Self { dictionary, offset: Tensor::randn([D_IN], (Kind::Float, Device::Cpu)) * 5.0 }
-    }
-
-    fn batch(&self, n: i64) -> Tensor {
-        let options = (Kind::Float, Device::Cpu);
-        let (_, atoms) = Tensor::rand([n, ATOMS], options).topk(ACTIVE, 1, true, true);
-        let weights = Tensor::rand([n, ACTIVE], options) + 1.0;
-        let codes = Tensor::zeros([n, ATOMS], options).scatter(1, &atoms, &weights);
-        codes.matmul(&self.dictionary) + &self.offset
-    }
-}
-
-fn config(steps: u64) -> TrainerConfig {
-    let mut config = TrainerConfig::new(D_IN as usize, 2 * ATOMS as usize, ACTIVE as usize, steps);
-    config.lr = Some(5e-3);
-    config.dead_feature_threshold = 5_000;
-    config
-}
-
-fn tensors(sae: &Sae) -> SaeTensors {
-    SaeTensors {
-        encoder_weight: sae.encoder_weight().to_f32(),
-        encoder_bias: sae.encoder_bias().to_f32(),
-        decoder_weight: sae.decoder_weight().to_f32(),
-        decoder_bias: sae.decoder_bias().to_f32(),
-        skip_weight: sae.skip_weight().map(|weight| weight.to_f32()),
-    }
-}
-
-fn decoder(trainer: &Trainer) -> Tensor {
-    let weight = trainer.to_sae().unwrap().decoder_weight().to_f32();
-    Tensor::from_slice(&weight).reshape([-1, D_IN])
-}
-
-fn decoder_row_lengths(trainer: &Trainer) -> Tensor {
-    decoder(trainer).norm_scalaropt_dim(2, [1_i64].as_slice(), false)
-}
+use crate::toy::{ACTIVE, D_IN, Toy, config, decoder, decoder_row_lengths, tensors};
 
 #[test]
 fn finds_a_known_dictionary() {
