@@ -169,33 +169,33 @@ impl Weights {
         })
     }
 
-    /// A tensor and the dtype it is to compute in; the tensor itself in `wanted`, if given, without a rounding between.
-    fn fetch(
-        &self,
-        name: &str,
-        shape: &[i64],
-        wanted: Option<Kind>,
-    ) -> Result<Option<(Tensor, Kind)>, Mismatch> {
+    fn fetch(&self, name: &str, shape: &[i64]) -> Result<Option<Tensor>, Mismatch> {
         let mismatch = |got: String| Mismatch { name: name.to_owned(), expected: shape.to_vec(), got };
         match &self.source {
             Source::Tensors(tensors) => match tensors.get(name) {
                 None => Ok(None),
-                Some(tensor) if tensor.size() == shape => {
-                    let kind = tensor.kind();
-                    Ok(Some((
-                        wanted.map_or_else(|| tensor.shallow_clone(), |kind| tensor.to_kind(kind)),
-                        kind,
-                    )))
-                }
+                Some(tensor) if tensor.size() == shape => Ok(Some(tensor.shallow_clone())),
                 Some(tensor) => Err(mismatch(format!("{:?}", tensor.size()))),
             },
             Source::Files { shards, device, kind, stored_names } => match stored_names.get(name) {
                 None => Ok(None),
-                Some(stored) => {
-                    let tensor = shards.read(stored, shape, *device, wanted.unwrap_or(*kind));
-                    Ok(Some((tensor.map_err(mismatch)?, *kind)))
-                }
+                Some(stored) => shards.read(stored, shape, *device, *kind).map(Some).map_err(mismatch),
             },
+        }
+    }
+
+    /// The matrix in 8 bits, with its error, made of what is stored and never copied whole.
+    fn fetch_quantised(&self, name: &str, shape: &[i64]) -> Result<Option<(QuantisedMatrix, f64)>, Mismatch> {
+        match &self.source {
+            Source::Files { shards, device, kind, stored_names } if stored_names.contains_key(name) => {
+                let mismatch = |got| Mismatch { name: name.to_owned(), expected: shape.to_vec(), got };
+                let quantise = |stored: &Tensor| QuantisedMatrix::on(stored, *kind, *device);
+                shards.with_stored(&stored_names[name], shape, quantise).map(Some).map_err(mismatch)
+            }
+            _ => {
+                let found = self.fetch(name, shape)?;
+                Ok(found.map(|tensor| QuantisedMatrix::new(&tensor, tensor.kind())))
+            }
         }
     }
 }
@@ -211,7 +211,9 @@ impl Scope<'_> {
     ///
     /// If there is none, or one of another shape, that is recorded for [`Weights::finish`] and zeros are returned.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Tensor {
-        if let Some((tensor, _)) = self.fetch(&self.path(name), shape, None) {
+        let path = self.path(name);
+        let found = self.weights.fetch(&path, shape);
+        if let Some(tensor) = self.record(&path, found, |tensor| bytes_of(tensor, tensor.kind())) {
             return tensor;
         }
         // One element seen from everywhere: a hostile configuration must not make this allocate.
@@ -225,29 +227,32 @@ impl Scope<'_> {
     /// As [`Scope::tensor`] where there is none of this shape, or one with numbers that are not finite.
     pub fn quantised(&self, name: &str, shape: [i64; 2]) -> QuantisedMatrix {
         let path = self.path(name);
-        if let Some((tensor, kind)) = self.fetch(&path, &shape, Some(Kind::Float)) {
-            let (matrix, relative_error) = QuantisedMatrix::new(&tensor, kind);
-            let (bytes_before, bytes_after) = (bytes_of(&tensor, kind), matrix.bytes());
-            let mut record = self.weights.record.borrow_mut();
-            if relative_error.is_finite() {
-                record.applied.insert(path.clone(), bytes_after);
-                record.quantised.push(MatrixError { name: path, relative_error, bytes_before, bytes_after });
-                return matrix;
-            }
-            record.applied.remove(&path);
+        let mut found = self.weights.fetch_quantised(&path, &shape);
+        if matches!(found, Ok(Some((_, error))) if !error.is_finite()) {
             let got = "numbers that are not finite".to_owned();
-            record.mismatched.insert(path.clone(), Mismatch { name: path, expected: shape.to_vec(), got });
+            found = Err(Mismatch { name: path.clone(), expected: shape.to_vec(), got });
         }
-        QuantisedMatrix::absent(&shape, self.weights.device())
+        let Some((matrix, relative_error)) = self.record(&path, found, |(matrix, _)| matrix.bytes()) else {
+            return QuantisedMatrix::absent(&shape, self.weights.device());
+        };
+        let bytes_before = (shape[0] * shape[1]) as u64 * matrix.kind().elt_size_in_bytes() as u64;
+        let bytes_after = matrix.bytes();
+        let error = MatrixError { name: path, relative_error, bytes_before, bytes_after };
+        self.weights.record.borrow_mut().quantised.push(error);
+        matrix
     }
 
-    /// Fetches a tensor and records what came of it.
-    fn fetch(&self, path: &str, shape: &[i64], wanted: Option<Kind>) -> Option<(Tensor, Kind)> {
-        let found = self.weights.fetch(path, shape, wanted);
+    /// Notes what came of asking for a tensor.
+    fn record<T>(
+        &self,
+        path: &str,
+        found: Result<Option<T>, Mismatch>,
+        bytes: impl FnOnce(&T) -> u64,
+    ) -> Option<T> {
         let mut record = self.weights.record.borrow_mut();
         match found {
             Ok(Some(found)) => {
-                record.applied.insert(path.to_owned(), bytes_of(&found.0, found.0.kind()));
+                record.applied.insert(path.to_owned(), bytes(&found));
                 return Some(found);
             }
             Ok(None) => {

@@ -104,6 +104,16 @@ impl Shards {
         device: Device,
         kind: Kind,
     ) -> Result<Tensor, String> {
+        self.with_stored(name, shape, |stored| stored.to_device_(device, kind, false, true))
+    }
+
+    /// Shows a tensor whose name is known as it lies in the file, in memory and dtype, or says what the file holds instead.
+    pub(super) fn with_stored<T>(
+        &self,
+        name: &str,
+        shape: &[i64],
+        show: impl FnOnce(&Tensor) -> T,
+    ) -> Result<T, String> {
         let file = &self.files[self.file_of[name]];
         let Some(info) = file.metadata.info(name) else {
             return Err("nothing".to_owned());
@@ -122,7 +132,7 @@ impl Shards {
         };
         let (start, end) = info.data_offsets;
         let bytes = &file.map[file.data_start + start..file.data_start + end];
-        Ok(copy_to(bytes, shape, stored_kind, device, kind))
+        Ok(with_tensor(bytes, shape, stored_kind, show))
     }
 }
 
@@ -140,18 +150,19 @@ impl MappedFile {
     }
 }
 
-/// One copy from mapped bytes to the device and dtype wanted.
+/// Shows mapped bytes as a tensor. What is made of it must be a copy.
 #[expect(unsafe_code, reason = "a tensor over borrowed bytes saves a second copy of every weight")]
-fn copy_to(bytes: &[u8], shape: &[i64], stored: Kind, device: Device, kind: Kind) -> Tensor {
+fn with_tensor<T>(bytes: &[u8], shape: &[i64], stored: Kind, show: impl FnOnce(&Tensor) -> T) -> T {
     if !bytes.as_ptr().addr().is_multiple_of(stored.elt_size_in_bytes()) || bytes.is_empty() {
-        return Tensor::from_data_size(bytes, shape, stored).to_device_(device, kind, false, false);
+        return show(&Tensor::from_data_size(bytes, shape, stored));
     }
     let mut strides = vec![1; shape.len()];
     for axis in (1..shape.len()).rev() {
         strides[axis - 1] = strides[axis] * shape[axis];
     }
     // SAFETY: `bytes` is aligned for its dtype, holds exactly the elements of `shape` (the safetensors header was
-    // validated against the file's length) and outlives the borrowed tensor, which is only read, copied and dropped here.
+    // validated against the file's length) and outlives the borrowed tensor, which the two callers in this crate only read
+    // and copy, and which is dropped here.
     let borrowed = unsafe { Tensor::from_blob(bytes.as_ptr(), shape, &strides, stored, Device::Cpu) };
-    borrowed.to_device_(device, kind, false, true)
+    show(&borrowed)
 }
