@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use sae_core::SaeError;
-use sae_torch::TorchSaeError;
 
 /// What can go wrong in training.
 #[derive(Debug, thiserror::Error)]
@@ -117,12 +116,5 @@ pub enum TrainerError {
         /// libtorch's message.
         #[source]
         source: tch::TchError,
-    },
-    /// Parameters that could not be read off the device, or are no autoencoder.
-    #[error("cannot take the autoencoder off the device")]
-    Sae {
-        /// The cause.
-        #[source]
-        source: TorchSaeError,
     },
 }
