@@ -57,7 +57,9 @@ impl Rule for OfRow<'_> {
             numbers.chunks_mut(BLOCK).zip(self.first.chunks_mut(BLOCK)).zip(self.root.chunks_mut(BLOCK));
         let scales = self.first_scales.iter_mut().zip(self.root_scales);
         for (index, (((numbers, first), root), (first_scale, root_scale))) in blocks.zip(scales).enumerate() {
-            let n = numbers.len();
+            // What the compiler cannot know of a block, it would check at every number.
+            let n = numbers.len().min(BLOCK);
+            let (numbers, first, root) = (&mut numbers[..n], &mut first[..n], &mut root[..n]);
             let (mut m, mut r) = ([0.0_f32; BLOCK], [0.0_f32; BLOCK]);
             for i in 0..n {
                 m[i] = self.signed.values[first[i] as usize] * *first_scale;
