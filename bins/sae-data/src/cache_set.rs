@@ -36,7 +36,7 @@ enum Choose {
 /// Flags of `sae-data cache-set`.
 #[derive(clap::Args)]
 pub(crate) struct CacheSetArgs {
-    /// Data sets to join: PATH_OR_HUB_ID[:SPLIT][@SHARE], such as owner/name:train@5%
+    /// Data sets to join: `PATH_OR_HUB_ID[:SPLIT][@SHARE]`, such as owner/name:train@5%
     #[arg(required = true)]
     sources: Vec<String>,
     /// Which records a share takes

@@ -40,7 +40,7 @@ enum DtypeFlag {
 pub(crate) struct TextArgs {
     /// Model or tokenizer: a folder with tokenizer.json, or a Hub id
     model: String,
-    /// Data set of texts: PATH_OR_HUB_ID[:SPLIT][@SHARE]
+    /// Data set of texts: `PATH_OR_HUB_ID[:SPLIT][@SHARE]`
     dataset: String,
     /// Tokens of a piece
     #[arg(long, default_value_t = NonZeroUsize::new(2048).expect("2048 is not 0"))]

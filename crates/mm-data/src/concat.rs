@@ -124,6 +124,21 @@ impl FromStr for SourceSpec {
     }
 }
 
+impl std::fmt::Display for SourceSpec {
+    /// As it reads back.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.location)?;
+        if let Some(split) = &self.split {
+            write!(f, ":{split}")?;
+        }
+        match self.share {
+            Share::All => Ok(()),
+            Share::Count(count) => write!(f, "@{count}"),
+            Share::Percent(percent) => write!(f, "@{percent}%"),
+        }
+    }
+}
+
 impl SourceSpec {
     /// Opens it, from a path or the Hub. Its own split wins over that of `options`.
     ///

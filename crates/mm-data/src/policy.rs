@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::DataError;
@@ -27,7 +28,7 @@ impl BadRecords {
 }
 
 /// A record that was left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadRecord {
     /// The file.
     pub path: PathBuf,
@@ -47,7 +48,12 @@ pub struct BadRecordCounter {
 impl BadRecordCounter {
     /// None met yet.
     pub fn new(policy: BadRecords) -> Self {
-        Self { policy, left_out: Vec::new() }
+        Self::after(policy, Vec::new())
+    }
+
+    /// Those `left_out` before were met already, in a run that was stopped and goes on.
+    pub fn after(policy: BadRecords, left_out: Vec<BadRecord>) -> Self {
+        Self { policy, left_out }
     }
 
     /// How many were left out.

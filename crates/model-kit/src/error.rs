@@ -59,4 +59,14 @@ pub enum ModelError {
         /// The hook point.
         point: sae_types::HookPoint,
     },
+    /// A sample could not be read.
+    #[error(transparent)]
+    Data(#[from] mm_data::DataError),
+    /// An evaluation failed.
+    #[error("cannot evaluate the autoencoders")]
+    Evaluate {
+        /// The autoencoder or hook point and what is wrong with it.
+        #[source]
+        source: Box<sae_eval::EvalError>,
+    },
 }

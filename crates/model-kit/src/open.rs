@@ -1,15 +1,15 @@
 //! [`OpenModel`]: a model with its processor, opened as the flags say, and what reads samples into it.
 
-use std::ops::Range;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lmm_hooks::{Batch, LlavaNext, LoadOptions, PaddingSide};
-use lmm_prep::{ChatOptions, Inputs, Message, Part, PrepError, Processor};
+use lmm_hooks::{Batch, HookError, LlavaNext, LoadOptions, PaddingSide, WeightPrecision};
+use lmm_prep::{Inputs, Processor};
 use mm_data::hub::{self, RepoKind};
-use mm_data::{Role, Sample};
 use sae_types::HookPoint;
-use torch_nn::tch::{Kind, Tensor};
+use torch_nn::Weights;
+use torch_nn::tch::{Device, Kind, Tensor};
 
 use crate::{ModelError, TorchArgs};
 
@@ -18,6 +18,15 @@ const MODEL_FILES: [&str; 4] = ["*.json", "*.safetensors", "*.jinja", "*.model"]
 
 /// The prompt that shows an image and says nothing, msae's for caching.
 pub const IMAGE_PROMPT: &str = "<image>";
+
+/// A model's folder, found and checked, its weights not yet read.
+#[derive(Debug)]
+pub struct ModelFolder {
+    /// Where it lies.
+    pub folder: PathBuf,
+    /// Makes the model's inputs; shared with the threads that prepare them.
+    pub processor: Arc<Processor>,
+}
 
 /// A model on its device with the processor of its folder.
 #[derive(Debug)]
@@ -30,106 +39,119 @@ pub struct OpenModel {
     pub network: LlavaNext,
 }
 
+impl ModelFolder {
+    /// Finds a model, a folder or a Hub id, which is downloaded if need be.
+    ///
+    /// # Errors
+    /// When there is none, or its configuration and processor files are unsound.
+    pub fn find(model: &str) -> Result<Self, ModelError> {
+        let folder = hub::resolve(model, RepoKind::Model, &MODEL_FILES)
+            .map_err(|source| ModelError::Find { model: model.to_owned(), source: Box::new(source) })?;
+        let processor = Processor::load(&folder)
+            .map_err(|source| ModelError::Processor { folder: folder.clone(), source: Box::new(source) })?;
+        Ok(Self { folder, processor: Arc::new(processor) })
+    }
+
+    /// The network without its weights: it knows its hook points and widths and takes no memory, but computes nothing of use.
+    ///
+    /// # Errors
+    /// When the configuration is not supported.
+    pub fn hollow(&self) -> Result<LlavaNext, ModelError> {
+        let config = self.processor.config();
+        let zero = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+        let tensors = LlavaNext::parameter_shapes(config).into_iter();
+        let tensors: BTreeMap<String, Tensor> = tensors
+            .map(|(name, shape)| (name, zero.as_strided(&shape, vec![0; shape.len()].as_slice(), 0)))
+            .collect();
+        LlavaNext::from_weights(config.clone(), &Weights::from_tensors(tensors))
+            .map_err(|source| ModelError::Network { folder: self.folder.clone(), source: Box::new(source) })
+    }
+
+    /// Reads the weights, on the device and in the dtype the flags name.
+    ///
+    /// # Errors
+    /// When the device is not there, or the weights are unsound.
+    pub fn load(self, flags: TorchArgs, precision: WeightPrecision) -> Result<OpenModel, ModelError> {
+        torch_nn::keep_freed_memory();
+        let device = flags
+            .device
+            .open()
+            .map_err(|source| ModelError::Device { device: flags.device, source: Box::new(source) })?;
+        let Self { folder, processor } = self;
+        let options = LoadOptions { device, kind: flags.dtype.kind(), precision };
+        let network = LlavaNext::load(&folder, &options)
+            .map_err(|source| ModelError::Network { folder: folder.clone(), source: Box::new(source) })?;
+        tracing::info!(model = %folder.display(), device = %flags.device, dtype = %flags.dtype, "model loaded");
+        if let Some(quantisation) = network.quantisation() {
+            tracing::info!(
+                matrices = quantisation.matrices.len(),
+                bytes_before = quantisation.bytes_before(),
+                bytes_after = quantisation.bytes_after(),
+                mean_relative_error = quantisation.mean_error(),
+                largest_relative_error = quantisation.worst().map(|worst| worst.relative_error),
+                "matrices held in 8 bits"
+            );
+        }
+        Ok(OpenModel { folder, processor, network })
+    }
+}
+
 impl OpenModel {
     /// Opens a model folder or Hub id on the device and in the dtype the flags name.
     ///
     /// # Errors
     /// When the device is not there, or the folder is no model this project knows.
     pub fn open(model: &str, flags: TorchArgs) -> Result<Self, ModelError> {
-        torch_nn::keep_freed_memory();
-        let device = flags
-            .device
-            .open()
-            .map_err(|source| ModelError::Device { device: flags.device, source: Box::new(source) })?;
-        let options = LoadOptions { device, kind: flags.dtype.kind() };
-        let folder = hub::resolve(model, RepoKind::Model, &MODEL_FILES)
-            .map_err(|source| ModelError::Find { model: model.to_owned(), source: Box::new(source) })?;
-        let processor = Processor::load(&folder)
-            .map_err(|source| ModelError::Processor { folder: folder.clone(), source: Box::new(source) })?;
-        let network = LlavaNext::load(&folder, &options)
-            .map_err(|source| ModelError::Network { folder: folder.clone(), source: Box::new(source) })?;
-        tracing::info!(model = %folder.display(), device = %flags.device, dtype = %flags.dtype, "model loaded");
-        Ok(Self { folder, processor: Arc::new(processor), network })
+        ModelFolder::find(model)?.load(flags, WeightPrecision::Full)
     }
 
-    /// The hidden states at `points` of every prompt, each `[tokens, width]` in f32 on the model's device: without
-    /// padding, and only the tokens of [`counted_tokens`]. One map entry per point, one tensor per prompt.
+    /// Prompts as the network takes them, padded on the right.
     ///
     /// # Errors
-    /// When a hook point is unknown or on the vision side, or the inputs do not fit the model.
-    pub fn rows(
+    /// When there is none, or one has no tokens.
+    pub fn batch(&self, prompts: &[&Inputs]) -> Result<Batch, ModelError> {
+        let pad = self.processor.tokenizer().special_id("pad_token").unwrap_or(0);
+        let (device, kind) = (self.network.device(), self.network.kind());
+        Batch::new(prompts, pad, device, kind, PaddingSide::Right).map_err(|source| self.failed(source))
+    }
+
+    /// The hidden states at `points` of chosen tokens, `[tokens of all prompts, width]` in f32 on the model's device:
+    /// first those at `positions[0]` of the first prompt, in that order, then those of the next. Nothing after the last
+    /// point is computed.
+    ///
+    /// # Errors
+    /// When a hook point is unknown or on the vision side, or the batch does not fit the model.
+    ///
+    /// # Panics
+    /// When there are not as many lists of positions as prompts, or a position is beyond its prompt.
+    #[track_caller]
+    pub fn states(
         &self,
-        prompts: &[&Inputs],
+        batch: &Batch,
+        positions: &[Vec<u32>],
         points: &[HookPoint],
-    ) -> Result<Vec<(HookPoint, Vec<Tensor>)>, ModelError> {
-        let failed = |source| ModelError::Run { folder: self.folder.clone(), source: Box::new(source) };
+    ) -> Result<BTreeMap<HookPoint, Tensor>, ModelError> {
+        assert_eq!(positions.len(), batch.len(), "lists of positions against prompts");
         for point in points {
-            if self.network.is_vision(point).map_err(failed)? {
+            if self.network.is_vision(point).map_err(|source| self.failed(source))? {
                 return Err(ModelError::VisionPoint { point: point.clone() });
             }
         }
-        let (device, kind) = (self.network.device(), self.network.kind());
-        let pad = self.processor.tokenizer().special_id("pad_token").unwrap_or(0);
-        let batch = Batch::new(prompts, pad, device, kind, PaddingSide::Right).map_err(failed)?;
-        let hidden = self.network.hidden_states(&batch, points).map_err(failed)?;
-        let rows_of = |states: &Tensor| {
-            prompts
-                .iter()
-                .enumerate()
-                .map(|(row, inputs)| {
-                    let tokens = counted_tokens(&self.processor, inputs);
-                    let states = states.get(row as i64);
-                    states.narrow(0, tokens.start as i64, tokens.len() as i64).to_kind(Kind::Float)
-                })
-                .collect()
-        };
-        Ok(hidden.iter().map(|(point, states)| (point.clone(), rows_of(states))).collect())
-    }
-}
-
-/// The positions of a prompt whose hidden states are used: all but BOS, whose state is the same in every prompt and
-/// in many models a hundred times larger than any other.
-pub fn counted_tokens(processor: &Processor, inputs: &Inputs) -> Range<usize> {
-    let bos = processor.tokenizer().special_id("bos_token");
-    usize::from(bos.is_some() && inputs.input_ids.first().copied() == bos)..inputs.input_ids.len()
-}
-
-/// A sample as the model is to read it: its conversation in the model's chat template with the images in their places,
-/// or, without a conversation, its images alone.
-///
-/// # Errors
-/// When an image cannot be read, or the conversation does not fit the images or the template.
-pub fn sample_inputs(processor: &Processor, sample: &Sample) -> Result<Inputs, PrepError> {
-    let images: Vec<_> = sample
-        .images
-        .iter()
-        .map(|image| lmm_prep::decode_image_upright(&image.bytes))
-        .collect::<Result<_, _>>()?;
-    if sample.conversations.is_empty() {
-        let prompt = vec![IMAGE_PROMPT; images.len()].join(" ");
-        return processor.prepare(&prompt, &images);
-    }
-    let placed = sample.conversations.iter().any(|turn| turn.text.contains(IMAGE_PROMPT));
-    let mut unplaced = if placed { 0 } else { images.len() };
-    let messages: Vec<Message> = sample
-        .conversations
-        .iter()
-        .map(|turn| {
-            let mut parts = Vec::new();
-            if turn.role == Role::User {
-                // LLaVA's data may leave the marker out; its images then stand before the first question.
-                parts.extend(std::iter::repeat_n(Part::Image, std::mem::take(&mut unplaced)));
+        let mut places = Vec::with_capacity(positions.iter().map(Vec::len).sum());
+        for (prompt, (positions, &length)) in positions.iter().zip(batch.lengths()).enumerate() {
+            let first = (prompt * batch.width()) as i64;
+            for &position in positions {
+                assert!((position as usize) < length, "position {position} of a prompt of {length} tokens");
+                places.push(first + i64::from(position));
             }
-            for (index, text) in turn.text.split(IMAGE_PROMPT).enumerate() {
-                if index > 0 {
-                    parts.push(Part::Image);
-                }
-                if !text.trim().is_empty() {
-                    parts.push(Part::Text { text: text.trim().to_owned() });
-                }
-            }
-            Message::parts(turn.role.chat_name(), parts)
-        })
-        .collect();
-    processor.prepare_chat(&messages, ChatOptions { add_generation_prompt: false }, &images)
+        }
+        let places = Tensor::from_slice(&places).to_device(self.network.device());
+        let hidden = self.network.hidden_states(batch, points).map_err(|source| self.failed(source))?;
+        let chosen = |states: &Tensor| states.flatten(0, 1).index_select(0, &places).to_kind(Kind::Float);
+        Ok(hidden.iter().map(|(point, states)| (point.clone(), chosen(states))).collect())
+    }
+
+    fn failed(&self, source: HookError) -> ModelError {
+        ModelError::Run { folder: self.folder.clone(), source: Box::new(source) }
+    }
 }

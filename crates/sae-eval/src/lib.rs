@@ -15,8 +15,8 @@
 //! and of latents, the share that never fires (dead), the share that fires on more than a tenth of the tokens (dense), and
 //! how many fire how often.
 //!
-//! **The model with it spliced in.** A position predicts when the token after it is a text token of the same sample. There, with
-//! `p` the model's distribution of the next token `t`,
+//! **The model with it spliced in.** Predicted are the tokens of the assistant's turns, which models of chats are trained on; in
+//! a sample without turns all text tokens. There, with `p` the model's distribution of the next token `t`,
 //!
 //! ```text
 //! CE(model)    = mean of -ln p(t)                     original; with ŷ for y at the counted tokens; with 0 for y there

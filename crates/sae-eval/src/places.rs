@@ -11,9 +11,9 @@ pub(crate) struct Places {
     pub(crate) counted: Tensor,
     /// How many of them are image tokens.
     pub(crate) images: usize,
-    /// Tokens that are followed by a text token of their sample.
+    /// Tokens whose next one is predicted.
     pub(crate) predicting: Tensor,
-    /// The ids of those text tokens.
+    /// The ids of those next tokens.
     pub(crate) targets: Tensor,
 }
 
@@ -43,7 +43,7 @@ impl Places {
                     }
                 }
             }
-            for next in (1..tokens.len()).filter(|&next| inputs.layout.kind(next) == TokenKind::Text) {
+            for next in predicted(inputs) {
                 predicting.push(place(next - 1));
                 targets.push(i64::from(inputs.input_ids[next]));
             }
@@ -65,7 +65,36 @@ impl Places {
     }
 }
 
+/// The positions that are predicted: what the assistant says, which a model of chats was trained on, or without turns every text
+/// token but the first.
+fn predicted(inputs: &Inputs) -> Vec<usize> {
+    let says = |position: &usize| *position > 0 && inputs.layout.kind(*position) == TokenKind::Text;
+    if inputs.turns.is_empty() {
+        return (1..inputs.input_ids.len()).filter(says).collect();
+    }
+    let answers = inputs.turns.iter().filter(|turn| turn.role == "assistant");
+    answers.flat_map(|turn| turn.tokens.clone()).filter(says).collect()
+}
+
 /// `[batch, tokens, width]` as rows `[batch · tokens, width]`.
 pub(crate) fn rows(tensor: &Tensor) -> Tensor {
     tensor.reshape([-1, tensor.size()[2]])
+}
+
+#[cfg(test)]
+mod tests {
+    use lmm_prep::{ImageSpan, TokenLayout, TurnSpan};
+
+    use super::*;
+
+    #[test]
+    fn answers_are_predicted_or_without_turns_all_text() {
+        let images = vec![ImageSpan { start: 1, base: (1, 2), high: (0, 0) }];
+        let layout = TokenLayout { images, n_tokens: 9 };
+        let mut inputs = Inputs { input_ids: vec![0; 9], images: Vec::new(), layout, turns: Vec::new() };
+        assert_eq!(predicted(&inputs), [3, 4, 5, 6, 7, 8]);
+        let turn = |role: &str, tokens| TurnSpan { role: role.to_owned(), tokens };
+        inputs.turns = vec![turn("user", 0..4), turn("assistant", 5..7), turn("assistant", 8..9)];
+        assert_eq!(predicted(&inputs), [5, 6, 8]);
+    }
 }

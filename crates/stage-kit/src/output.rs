@@ -59,18 +59,30 @@ pub(crate) fn remove_open_parts() -> impl Drop {
 }
 
 impl OutputFolder {
-    /// Makes the sibling folder to write into; parents of `target` are made where missing.
+    /// Whether [`OutputFolder::create`] would refuse `target`; for runs that make the folder at their end.
     ///
     /// # Errors
-    /// When `target` is a file, or is occupied and `existing` says to refuse, or the sibling cannot be made.
-    pub fn create(target: &Path, existing: Existing) -> Result<Self, KitError> {
-        let name = target.file_name().ok_or_else(|| KitError::Unnamed { path: target.to_owned() })?;
+    /// When `target` has no name or is a file, or is occupied and `existing` says to refuse.
+    pub fn check(target: &Path, existing: Existing) -> Result<(), KitError> {
+        if target.file_name().is_none() {
+            return Err(KitError::Unnamed { path: target.to_owned() });
+        }
         if target.exists() && !target.is_dir() {
             return Err(KitError::NotAFolder { path: target.to_owned() });
         }
         if existing == Existing::Refuse && is_occupied(target)? {
             return Err(KitError::Occupied { path: target.to_owned() });
         }
+        Ok(())
+    }
+
+    /// Makes the sibling folder to write into; parents of `target` are made where missing.
+    ///
+    /// # Errors
+    /// When `target` is a file, or is occupied and `existing` says to refuse, or the sibling cannot be made.
+    pub fn create(target: &Path, existing: Existing) -> Result<Self, KitError> {
+        Self::check(target, existing)?;
+        let name = target.file_name().ok_or_else(|| KitError::Unnamed { path: target.to_owned() })?;
         let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),

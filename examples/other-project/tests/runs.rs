@@ -21,6 +21,7 @@ fn sae(root: &Path) {
         encoder_bias: vec![0.0; latents],
         decoder_weight: identity,
         decoder_bias: vec![0.25; latents],
+        skip_weight: None,
     };
     let sae = Sae::from_parts(SaeConfig::new(latents, latents, 4), tensors).unwrap();
     sae.save(&root.join(HOOK), WeightDtype::Bf16).unwrap();

@@ -45,7 +45,7 @@ struct Asked {
 /// Asks, prints a table on stderr and one JSON object on stdout.
 pub(crate) fn evaluate(args: &EvaluateArgs) -> Result<()> {
     let processor = Processor::load(&args.model)?;
-    let model = LlavaNext::load(&args.model, &LoadOptions { device: Device::Cpu, kind: Kind::Float })?;
+    let model = LlavaNext::load(&args.model, &LoadOptions::default())?;
     let options = GenerationOptions::greedy(32, vec![END_OF_TURN]);
     let mut dump = args
         .dump

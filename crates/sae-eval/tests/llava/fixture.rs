@@ -69,7 +69,7 @@ pub(crate) fn inputs(before: usize, sizes: &[(u32, u32)], after: usize, seed: u6
     }
     input_ids.extend((0..after).map(|_| random.random_range(1..IMAGE_TOKEN)));
     let layout = TokenLayout { images: spans, n_tokens: input_ids.len() };
-    Inputs { input_ids, images, layout }
+    Inputs { input_ids, images, layout, turns: Vec::new() }
 }
 
 /// Four prompts of different lengths: one image, none, two, one without text after it.

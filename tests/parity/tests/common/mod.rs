@@ -17,7 +17,7 @@ impl Subject {
         // The models are so small that threads only get in each other's way.
         tch::set_num_threads(1);
         let fixture = Fixture::load(family);
-        let model = LlavaNext::load(&fixture.model, &LoadOptions { device: Device::Cpu, kind }).unwrap();
+        let model = LlavaNext::load(&fixture.model, &LoadOptions { kind, ..LoadOptions::default() }).unwrap();
         Self { fixture, model, kind }
     }
 
