@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lmm_prep::Inputs;
 use mm_data::hub::{self, RepoKind};
 use mm_data::{BadRecordCounter, BadRecords, DataError, Dataset, Field, OpenOptions};
-use model_kit::{IMAGE_PROMPT, OpenModel, TorchArgs, counted_tokens};
+use model_kit::{IMAGE_PROMPT, OpenModel, TokenArgs, TorchArgs};
 use sae_core::Sae;
 use sae_torch::TorchSae;
 use sae_types::{Filters, HookPoint, SampleId};
@@ -67,6 +67,14 @@ pub(crate) struct ImagesArgs {
     memory: usize,
 }
 
+/// An autoencoder or transcoder whose codes are stored.
+struct CachedSae {
+    sae: TorchSae,
+    source: SaeSource,
+    /// Where it reads: its own hook point, or the input of that module.
+    reads: HookPoint,
+}
+
 /// An image ready for the model.
 struct Prepared {
     record: SampleRecord,
@@ -90,7 +98,7 @@ pub(crate) fn run(args: &ImagesArgs, torch: TorchArgs, common: &CommonArgs) -> R
     let saes = load_saes(args, &model, filters.as_ref())?;
     run.input("model", &model.folder.display(), hash_file(&model.folder.join("config.json"))?);
     run.input("dataset", &args.dataset, dataset.fingerprint());
-    for (hook, (_, source)) in &saes {
+    for (hook, CachedSae { source, .. }) in &saes {
         run.input(&format!("sae {hook}"), &source.path, source.sha256.clone());
     }
 
@@ -166,7 +174,7 @@ fn load_saes(
     args: &ImagesArgs,
     model: &OpenModel,
     filters: Option<&Filters>,
-) -> Result<BTreeMap<HookPoint, (TorchSae, SaeSource)>> {
+) -> Result<BTreeMap<HookPoint, CachedSae>> {
     let root = hub::resolve(&args.sae, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
     let mut found = Sae::find(&root)?;
     if let Some(filters) = filters {
@@ -195,7 +203,9 @@ fn load_saes(
         }
         let path = folder.join("sae.safetensors");
         let source = SaeSource { path: folder.display().to_string(), sha256: hash_file(&path)? };
-        saes.insert(hook, (TorchSae::from_sae(&sae, model.network.device(), Kind::Float)?, source));
+        let reads = if sae.config().transcode { model.network.input_point(&hook)? } else { hook.clone() };
+        let sae = TorchSae::from_sae(&sae, model.network.device(), Kind::Float)?;
+        saes.insert(hook, CachedSae { sae, source, reads });
     }
     Ok(saes)
 }
@@ -204,7 +214,7 @@ fn describe(
     args: &ImagesArgs,
     dataset: &Dataset,
     filters: Option<Filters>,
-    saes: &BTreeMap<HookPoint, (TorchSae, SaeSource)>,
+    saes: &BTreeMap<HookPoint, CachedSae>,
 ) -> CacheDescription {
     CacheDescription {
         model: args.model.clone(),
@@ -218,7 +228,7 @@ fn describe(
         filters,
         hooks: saes
             .iter()
-            .map(|(hook, (sae, source))| {
+            .map(|(hook, CachedSae { sae, source, .. })| {
                 let (width, k) = (sae.num_latents(), sae.k());
                 (hook.clone(), HookDescription { sae: source.clone(), width, k })
             })
@@ -270,7 +280,7 @@ impl std::error::Error for NoImage {}
 /// One forward pass, and the codes of every autoencoder to the writer.
 fn store(
     model: &OpenModel,
-    saes: &BTreeMap<HookPoint, (TorchSae, SaeSource)>,
+    saes: &BTreeMap<HookPoint, CachedSae>,
     batch: &[Prepared],
     writer: &mut CacheWriter,
 ) -> Result<()> {
@@ -278,24 +288,24 @@ fn store(
         return Ok(());
     }
     let prompts: Vec<&Inputs> = batch.iter().map(|prepared| &prepared.inputs).collect();
-    let points: Vec<HookPoint> = saes.keys().cloned().collect();
-    let states = model.rows(&prompts, &points)?;
-    for (row, prepared) in batch.iter().enumerate() {
-        let tokens: Vec<u32> =
-            counted_tokens(&model.processor, &prepared.inputs).map(|position| position as u32).collect();
-        let codes = states
+    let positions: Vec<Vec<u32>> =
+        prompts.iter().map(|inputs| TokenArgs::default().positions(&model.processor, inputs)).collect();
+    let points: Vec<HookPoint> = saes.values().map(|sae| sae.reads.clone()).collect();
+    let states = model.states(&model.batch(&prompts)?, &positions, &points)?;
+    let mut first = 0;
+    for (prepared, tokens) in batch.iter().zip(&positions) {
+        let count = tokens.len() as i64;
+        let codes = saes
             .iter()
-            .map(|(hook, rows)| {
-                let sae = &saes[hook].0;
-                let codes = sae.encode(&rows[row]).to_codes(sae.num_latents());
+            .map(|(hook, CachedSae { sae, reads, .. })| {
+                let rows = states[reads].narrow(0, first, count);
+                let codes = sae.encode(&rows).to_codes(sae.num_latents());
                 codes.with_context(|| format!("encoding sample {} at {hook}", prepared.record.sample))
             })
             .collect::<Result<Vec<_>>>()?;
-        let codes: Vec<SampleCodes<'_>> = states
-            .iter()
-            .zip(&codes)
-            .map(|((hook, _), codes)| SampleCodes { hook, tokens: &tokens, codes })
-            .collect();
+        first += count;
+        let codes: Vec<SampleCodes<'_>> =
+            saes.keys().zip(&codes).map(|(hook, codes)| SampleCodes { hook, tokens, codes }).collect();
         writer.push(&prepared.record, &codes)?;
     }
     Ok(())
