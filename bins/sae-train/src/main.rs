@@ -1,6 +1,14 @@
-//! Train a sparse autoencoder on a layer of a large multimodal model.
+//! Train sparse autoencoders on the hidden states of a large multimodal model.
 
+mod args;
+mod data;
+mod metrics;
+mod order;
+mod plan;
+mod preflight;
+mod rows;
 mod stage;
+mod state;
 
 use std::process::ExitCode;
 
@@ -8,12 +16,12 @@ use clap::Parser;
 use model_kit::TorchArgs;
 use stage_kit::CommonArgs;
 
-/// Train TopK sparse autoencoders on the hidden states of a LLaVA-NeXT model
+/// Train sparse autoencoders and transcoders on the hidden states of a LLaVA-NeXT model
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
     #[command(flatten)]
-    stage: stage::StageArgs,
+    stage: args::StageArgs,
     #[command(flatten)]
     torch: TorchArgs,
     #[command(flatten)]

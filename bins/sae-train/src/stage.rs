@@ -1,121 +1,56 @@
-//! The training stage: samples through the model, hidden states to a trainer per hook point, autoencoders to disk.
+//! The training stage: samples through the model, hidden states to the trainers, autoencoders to disk.
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use lmm_prep::{Inputs, Processor};
-use mm_data::{BadRecordCounter, BadRecords, DataError, Dataset, Field, OpenOptions, hub, shuffled_order};
-use model_kit::{OpenModel, TorchArgs, sample_inputs};
-use ndarray::ArrayView2;
+use mm_data::{BadRecords, Concat};
+use model_kit::{LeftOut, ModelFolder, OpenModel, SampleBatches, TorchArgs};
 use sae_core::WeightDtype;
-use sae_core::metrics::{Firing, Reconstruction};
-use sae_trainer::{Schedule, Trainer, TrainerConfig};
+use sae_eval::{Evaluation, Subject};
+use sae_trainer::Trainer;
 use sae_types::HookPoint;
-use serde_json::{Map, Value, json};
-use stage_kit::{CommonArgs, Existing, OutputFolder, Progress, RunManifest, UsageError, hash_file, prefetch};
-use tch::{Device, Kind, Tensor};
+use serde_json::{Value, json};
+use stage_kit::{
+    Checkpoints, CommonArgs, Existing, Interrupt, Interrupted, OutputFolder, Progress, RunManifest,
+    UsageError, hash_file,
+};
 
-/// How many batches of prepared samples wait for the model.
-const BATCHES_AHEAD: usize = 2;
+use crate::args::StageArgs;
+use crate::metrics::{METRICS, Metrics, TENSORBOARD};
+use crate::order::Order;
+use crate::plan::{Planned, plan};
+use crate::rows::{counted, positions};
+use crate::state::RunState;
+use crate::{data, preflight};
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum LrSchedule {
-    /// In a straight line to 0
-    Linear,
-    /// Along half a cosine to 0
-    Cosine,
-}
-
-impl From<LrSchedule> for Schedule {
-    fn from(schedule: LrSchedule) -> Self {
-        match schedule {
-            LrSchedule::Linear => Self::Linear,
-            LrSchedule::Cosine => Self::Cosine,
-        }
-    }
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct StageArgs {
-    /// LLaVA-NeXT model: a folder in Hugging Face layout or a Hub id
-    model: String,
-    /// Data set: parquet, an image folder, JSON, or a Hub id. Conversations are read in the model's chat template
-    dataset: String,
-    /// Split of the data set
-    #[arg(long)]
-    split: Option<String>,
-    /// Decoder layers whose output to train on; one autoencoder each
-    #[arg(long, value_delimiter = ',', num_args = 1.., required_unless_present = "hookpoints")]
-    layers: Vec<usize>,
-    /// Hook points to train on, beside --layers: model.layers.24.mlp
-    #[arg(long, value_delimiter = ',', num_args = 1..)]
-    hookpoints: Vec<HookPoint>,
-    /// Latents of each autoencoder; default: the width of the vectors times --expansion-factor
-    #[arg(long)]
-    num_latents: Option<usize>,
-    /// Latents per dimension, without --num-latents
-    #[arg(long, default_value_t = 32)]
-    expansion_factor: usize,
-    /// Latents a token keeps
-    #[arg(long, default_value_t = 32)]
-    k: usize,
-    /// Also train the reconstruction from 4k latents, at an eighth of the weight
-    #[arg(long)]
-    multi_topk: bool,
-    /// Weight of the loss that revives dead latents; 0 turns it off, 0.03125 is usual
-    #[arg(long, default_value_t = 0.0)]
-    auxk_alpha: f64,
-    /// Samples per forward pass
-    #[arg(long, default_value_t = NonZeroUsize::new(8).expect("8 is not 0"))]
-    batch_size: NonZeroUsize,
-    /// Forward passes per optimizer step
-    #[arg(long, default_value_t = NonZeroUsize::MIN)]
-    grad_acc_steps: NonZeroUsize,
-    /// Times the data set is read
-    #[arg(long, default_value_t = NonZeroUsize::MIN)]
-    epochs: NonZeroUsize,
-    /// Learning rate; default: 2e-4 / sqrt(latents / 2^14)
-    #[arg(long)]
-    lr: Option<f64>,
-    /// Optimizer steps over which the learning rate rises; at most a tenth of all of them
-    #[arg(long, default_value_t = 1000)]
-    lr_warmup_steps: u64,
-    /// How the learning rate falls afterwards
-    #[arg(long, value_enum, default_value_t = LrSchedule::Linear)]
-    lr_schedule: LrSchedule,
-    /// A latent that did not fire for this many tokens is dead
-    #[arg(long, default_value_t = 10_000_000)]
-    dead_feature_threshold: u64,
-    /// Train on at most this many tokens of a sample; default: all
-    #[arg(long)]
-    ctx_len: Option<NonZeroUsize>,
-    /// Train on at most this many samples
-    #[arg(long)]
-    max_examples: Option<NonZeroUsize>,
-    /// Samples held out of training and measured at the end
-    #[arg(long, default_value_t = 64)]
-    eval_examples: usize,
-    /// Leave out up to this many unreadable samples instead of stopping at the first
-    #[arg(long, default_value_t = 0)]
-    max_bad: u64,
-    /// Folder to write: HOOKPOINT/{cfg.json,sae.safetensors}, metrics.jsonl, run.json
-    #[arg(long)]
-    save_dir: PathBuf,
-    /// Replace the folder if it is there
-    #[arg(long)]
-    overwrite: bool,
-}
+/// The autoencoders with the smallest FVU on held-out samples, below the output folder.
+const BEST: &str = "best";
+/// The samples that were left out.
+const BAD_RECORDS: &str = "bad_records.jsonl";
 
 /// One autoencoder in training.
 struct Training {
-    hook: HookPoint,
+    planned: Planned,
     trainer: Trainer,
-    started: bool,
+    /// Calls of its trainer.
+    calls: u64,
+    /// The smallest FVU on held-out samples.
+    best: Option<f64>,
+}
+
+/// All that a run works on.
+struct Stage<'a> {
+    args: &'a StageArgs,
+    dataset: Arc<Concat>,
+    model: OpenModel,
+    order: Order,
+    held_out: Vec<u32>,
+    points: Vec<HookPoint>,
+    settings: BTreeMap<String, Value>,
+    checkpoints: Checkpoints,
 }
 
 pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Result<()> {
@@ -124,226 +59,361 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     }
     let mut run = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
     run.seed = Some(common.seed);
-    let output = OutputFolder::create(&args.save_dir, Existing::from_overwrite(args.overwrite))?;
-    let fields = vec![Field::Images, Field::Conversations];
-    let options = OpenOptions { split: args.split.clone(), fields, ..OpenOptions::default() };
-    let dataset = Arc::new(hub::open_dataset(&args.dataset, &options)?);
-    let model = OpenModel::open(&args.model, torch)?;
-    run.input("model", &model.folder.display(), hash_file(&model.folder.join("config.json"))?);
-    run.input("dataset", &args.dataset, dataset.fingerprint());
+    if args.run.resume && args.run.save_dir.join("run.json").exists() {
+        tracing::info!("{} is finished already", args.run.save_dir.display());
+        return Ok(());
+    }
+    OutputFolder::check(&args.run.save_dir, Existing::from_overwrite(args.run.overwrite))?;
+    let device = match torch.device.open() {
+        Ok(device) => Some(device),
+        // A dry run may be for another machine.
+        Err(_) if args.run.dry_run => None,
+        Err(error) => return Err(error).with_context(|| format!("cannot use --device {}", torch.device)),
+    };
+    let found = ModelFolder::find(&args.model)?;
+    let network = found.hollow()?;
+    let checkpoint_folder = checkpoint_folder(&args.run.save_dir)?;
+    let dataset = Arc::new(data::open(args, common.seed)?);
+    let (settings, inputs) = settings(args, torch, common, &found, &dataset)?;
+    for (role, source, sha256) in inputs {
+        run.input(role, &source, sha256);
+    }
 
-    let mut order = shuffled_order(dataset.len(), common.seed);
-    let held_out = order.split_off(order.len().saturating_sub(args.eval_examples));
-    order.truncate(args.max_examples.map_or(usize::MAX, NonZeroUsize::get));
+    let data = &args.data;
+    let (order, held_out) =
+        Order::new(dataset.len(), args.run.eval_examples, data.max_examples, data.epochs, common.seed);
     ensure!(
-        !order.is_empty(),
+        order.len() > 0,
         "{} has {} samples, all of them held out: lower --eval-examples",
-        args.dataset,
+        args.sources(),
         dataset.len()
     );
-    let samples = order.len() * args.epochs.get();
-    let passes = samples.div_ceil(args.batch_size.get());
-    let steps = passes.div_ceil(args.grad_acc_steps.get()) as u64;
-    let mut trainings = start(args, &model, common.seed, steps)?;
-    let hooks: Vec<HookPoint> = trainings.iter().map(|training| training.hook.clone()).collect();
+    let passes = order.len().div_ceil(data.batch_size.get());
+    let steps = passes.div_ceil(args.step.grad_acc_steps.get()) as u64;
+    let planned = plan(args, &network, common.seed, steps)?;
+    let points: BTreeSet<&HookPoint> = planned.iter().flat_map(Planned::points).collect();
+    let points: Vec<HookPoint> = points.into_iter().cloned().collect();
 
-    let metrics_path = output.path().join("metrics.jsonl");
-    let create = || format!("cannot write {}", metrics_path.display());
-    let mut metrics = BufWriter::new(File::create(&metrics_path).with_context(create)?);
-    let mut bad = Bad::new(BadRecords::up_to(args.max_bad));
-    let progress = Progress::new("training", "samples", Some(samples as u64));
-    let epochs = args.epochs.get();
-    let order = (0..epochs).flat_map(move |_| order.clone());
-    for batch in batches(args, &dataset, &model.processor, order) {
-        let read = batch.len() as u64;
-        let inputs = bad.admit(batch)?;
-        for (hook, rows) in states(args, &model, &inputs, &hooks)? {
-            let training =
-                trainings.iter_mut().find(|training| training.hook == hook).context("a hook of ours")?;
-            if !training.started {
-                training.trainer.init_bias(&rows)?;
-                training.started = true;
-            }
-            let report = training.trainer.step(&rows).with_context(|| format!("training at {hook}"))?;
-            let line = json!({
-                "hookpoint": hook, "optimizer_steps": report.optimizer_steps, "tokens": report.tokens,
-                "loss": report.loss, "fvu": report.fvu, "multi_topk_fvu": report.multi_topk_fvu, "auxk": report.auxk,
-                "l0": report.l0, "dead_share": report.dead_share, "lr": report.lr, "grad_norm": report.grad_norm,
-            });
-            writeln!(metrics, "{line}").with_context(create)?;
-            progress.note(format_args!(
-                "{hook} fvu {:.4} dead {:.1} %",
-                report.fvu,
-                100.0 * report.dead_share
-            ));
+    let longest = preflight::longest(&dataset, &found.processor, order.from(0));
+    let needs = preflight::estimate(args, network.config(), torch, device, &planned, steps, longest)?;
+    if args.run.dry_run {
+        write!(stage_kit::stdout(), "{needs}")?;
+        return needs.fits();
+    }
+    needs.fits()?;
+    let model = found.load(torch, args.run.precision.weights())?;
+    let checkpoints = open_checkpoints(args, &checkpoint_folder)?;
+    let stage = Stage { args, dataset, model, order, held_out, points, settings, checkpoints };
+    let trained = stage.train(planned, run);
+    match (&trained, stage.checkpoints.latest()?) {
+        // Nothing to go on from.
+        (Err(_), None) => stage.checkpoints.remove()?,
+        (Err(error), Some(step)) if !error.is::<Interrupted>() => {
+            tracing::warn!(
+                "the last checkpoint is that of optimizer step {}; go on with --resume",
+                step.step
+            );
         }
-        progress.inc(read);
+        (Ok(_), _) if !args.run.keep_checkpoint => stage.checkpoints.remove()?,
+        _ => {}
     }
-    progress.finish();
-    metrics.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(create)?;
-
-    let evaluation = evaluate(args, &dataset, &model, &trainings, held_out)?;
-    write(&output, "evaluation.json", &serde_json::to_string_pretty(&evaluation)?)?;
-    for Training { hook, trainer, .. } in trainings {
-        run.count(&format!("{hook} tokens"), trainer.state().tokens);
-        trainer.into_sae()?.save(&output.path().join(hook.as_str()), WeightDtype::F32)?;
-    }
-    let config = json!({
-        "model": args.model, "dataset": args.dataset, "split": dataset.split(), "ctx_len": args.ctx_len,
-        "hookpoints": hooks, "batch_size": args.batch_size, "grad_acc_steps": args.grad_acc_steps, "epochs": args.epochs,
-    });
-    write(&output, "config.json", &serde_json::to_string_pretty(&config)?)?;
-    run.count("samples", samples as u64);
-    run.count("bad records", bad.counter.bad());
-    run.count("optimizer steps", steps);
-    output.commit(run)?;
     // Last: a reader of stdout that went away ends the run here, and must not cost the autoencoders.
-    for (hook, held_out) in evaluation {
-        writeln!(stage_kit::stdout(), "{}", json!({"hookpoint": hook, "held_out": held_out}))?;
+    for (name, evaluation) in &trained? {
+        writeln!(stage_kit::stdout(), "{}", json!({"name": name, "held_out": evaluation}))?;
     }
     Ok(())
 }
 
+/// The folder of the run's checkpoints; those of another run that did not end are neither mixed in nor lost by mistake.
+fn open_checkpoints(args: &StageArgs, folder: &Path) -> Result<Checkpoints> {
+    let checkpoints = Checkpoints::open(folder, 1)?;
+    if args.run.resume || checkpoints.latest()?.is_none() {
+        return Ok(checkpoints);
+    }
+    if args.run.overwrite {
+        checkpoints.remove()?;
+        return Ok(Checkpoints::open(folder, 1)?);
+    }
+    Err(UsageError::new(format!(
+        "{} holds a checkpoint of a run that did not end: go on with --resume, or start anew with --overwrite",
+        folder.display()
+    ))
+    .into())
+}
+
+/// `SAVE_DIR.checkpoint`.
+fn checkpoint_folder(save_dir: &Path) -> Result<PathBuf> {
+    let mut name = save_dir.file_name().context("--save-dir ends in no name")?.to_owned();
+    name.push(".checkpoint");
+    Ok(save_dir.with_file_name(name))
+}
+
+type Inputs = Vec<(&'static str, String, String)>;
+
+/// What the result depends on, by the names of the flags, and what is read.
+fn settings(
+    args: &StageArgs,
+    torch: TorchArgs,
+    common: &CommonArgs,
+    model: &ModelFolder,
+    dataset: &Concat,
+) -> Result<(BTreeMap<String, Value>, Inputs)> {
+    let model_hash = hash_file(&model.folder.join("config.json"))?;
+    let inputs = vec![
+        ("model", model.folder.display().to_string(), model_hash.clone()),
+        ("dataset", args.sources(), dataset.fingerprint().to_owned()),
+    ];
+    let mut settings = args.settings()?;
+    settings.insert("MODEL's config.json".into(), json!(model_hash));
+    settings.insert("DATASET's fingerprint".into(), json!(dataset.fingerprint()));
+    settings.insert("--seed".into(), json!(common.seed));
+    settings.insert("--device".into(), json!(torch.device.to_string()));
+    settings.insert("--dtype".into(), json!(torch.dtype.to_string()));
+    Ok((settings, inputs))
+}
+
+impl Stage<'_> {
+    fn train(&self, planned: Vec<Planned>, mut run: RunManifest) -> Result<BTreeMap<String, Evaluation>> {
+        let args = self.args;
+        let interrupt = Interrupt::defer();
+        let device = self.model.network.device();
+        let mut state = self.start_state()?;
+        let mut trainings = planned
+            .into_iter()
+            .map(|planned| {
+                let config = &planned.config;
+                tracing::info!(
+                    name = %planned.name, d_in = config.d_in, num_latents = config.num_latents, k = config.k,
+                    steps = config.total_steps, "training"
+                );
+                let mut trainer = planned.trainer(device)?;
+                if let Some(folder) = self.resumed()? {
+                    trainer.load_state(&trainer_file(&folder, &planned.name))?;
+                }
+                let calls = state.calls.get(&planned.name).copied().unwrap_or(0);
+                let best = state.best.get(&planned.name).copied();
+                Ok(Training { planned, trainer, calls, best })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut metrics =
+            Metrics::open(self.checkpoints.folder(), state.metrics_bytes, steps_of(&trainings))?;
+        let mut batches = self.batches(self.order.from(state.samples), state.left_out.clone());
+        let progress = Progress::new("training", "samples", Some(self.order.len() as u64));
+        progress.inc(state.samples as u64);
+
+        while let Some(batch) = batches.next_batch()? {
+            state.samples += batch.read;
+            let before = steps_of(&trainings);
+            if let Some(counted) = counted(&args.data, &self.model, &batch.samples, &self.points)? {
+                for training in &mut trainings {
+                    let Training { planned, trainer, calls, .. } = training;
+                    let first = *calls == 0;
+                    let Some(report) = counted.train(&args.data, planned, trainer, first)? else { continue };
+                    *calls += 1;
+                    metrics.step(&planned.name, &report)?;
+                    progress.note(format_args!(
+                        "{} fvu {:.4} l0 {:.1} dead {:.1} %",
+                        planned.name,
+                        report.fvu,
+                        report.l0,
+                        100.0 * report.dead_share
+                    ));
+                }
+            }
+            progress.inc(batch.read as u64);
+            let steps = steps_of(&trainings);
+            let due = |every: u64| every > 0 && steps > before && steps.is_multiple_of(every);
+            if due(args.run.eval_every) {
+                self.evaluate_and_keep(&mut trainings, &mut metrics, steps)?;
+            }
+            if let Some(signal) = interrupt.signal() {
+                drop(progress);
+                self.save(&mut state, &trainings, &batches, &mut metrics, steps)?;
+                tracing::warn!("stopped at optimizer step {steps}; go on with --resume");
+                return Err(Interrupted(signal).into());
+            }
+            if due(args.run.save_every) {
+                metrics.speed(steps, trainings.iter().map(|training| training.trainer.tokens()).sum())?;
+                self.save(&mut state, &trainings, &batches, &mut metrics, steps)?;
+            }
+        }
+        progress.finish();
+        drop(interrupt);
+
+        let steps = steps_of(&trainings);
+        let evaluations = self.evaluate_and_keep(&mut trainings, &mut metrics, steps)?;
+        metrics.flush()?;
+        drop(metrics);
+        let output = OutputFolder::create(&args.run.save_dir, Existing::from_overwrite(args.run.overwrite))?;
+        for Training { planned, trainer, .. } in &trainings {
+            run.count(&format!("{} tokens", planned.name), trainer.tokens());
+            trainer.to_sae()?.save(&output.path().join(&planned.name), WeightDtype::F32)?;
+        }
+        self.write_rest(&output, &evaluations, &trainings)?;
+        run.count("samples", self.order.len() as u64);
+        run.count("bad records", batches.bad().bad());
+        run.count("optimizer steps", steps);
+        if batches.bad().bad() > 0 {
+            batches.bad().write_list(&output.path().join(BAD_RECORDS))?;
+        }
+        if let Some(report) = self.model.network.quantisation() {
+            let report = json!({
+                "mean_relative_error": report.mean_error(), "bytes_before": report.bytes_before(),
+                "bytes_after": report.bytes_after(), "matrices": report.matrices,
+            });
+            write(&output, "quantisation.json", &format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+        }
+        output.commit(run)?;
+        Ok(evaluations)
+    }
+
+    /// The checkpoint to go on from.
+    fn resumed(&self) -> Result<Option<PathBuf>> {
+        Ok(if self.args.run.resume { self.checkpoints.latest()?.map(|step| step.path) } else { None })
+    }
+
+    /// How far the run is when it starts.
+    fn start_state(&self) -> Result<RunState> {
+        if let Some(folder) = self.resumed()? {
+            let state = RunState::read(&folder)?;
+            state.check(&self.settings)?;
+            tracing::info!("going on from {} with sample {}", folder.display(), state.samples);
+            return Ok(state);
+        }
+        Ok(RunState {
+            settings: self.settings.clone(),
+            samples: 0,
+            metrics_bytes: 0,
+            left_out: LeftOut::default(),
+            calls: BTreeMap::new(),
+            best: BTreeMap::new(),
+        })
+    }
+
+    fn batches(&self, order: impl Iterator<Item = u32> + Send + 'static, left_out: LeftOut) -> SampleBatches {
+        let data = &self.args.data;
+        let policy = BadRecords::up_to(data.max_bad);
+        SampleBatches::new(&self.dataset, &self.model.processor, order, data.batch_size, policy, left_out)
+    }
+
+    /// Writes a checkpoint that a run can go on from, with autoencoders that can be used.
+    fn save(
+        &self,
+        state: &mut RunState,
+        trainings: &[Training],
+        batches: &SampleBatches,
+        metrics: &mut Metrics,
+        steps: u64,
+    ) -> Result<()> {
+        state.metrics_bytes = metrics.flush()?;
+        state.left_out = batches.left_out();
+        for Training { planned, calls, best, .. } in trainings {
+            state.calls.insert(planned.name.clone(), *calls);
+            state.best.extend(best.map(|best| (planned.name.clone(), best)));
+        }
+        self.checkpoints.write::<anyhow::Error>(steps, |folder| {
+            state.write(folder)?;
+            for Training { planned, trainer, .. } in trainings {
+                trainer.to_sae()?.save(&folder.join(&planned.name), WeightDtype::F32)?;
+                trainer.save_state(&trainer_file(folder, &planned.name))?;
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Measures all autoencoders on the held-out samples and keeps the best of each so far.
+    fn evaluate_and_keep(
+        &self,
+        trainings: &mut [Training],
+        metrics: &mut Metrics,
+        steps: u64,
+    ) -> Result<BTreeMap<String, Evaluation>> {
+        let evaluations = self.evaluate(trainings)?;
+        for Training { planned, trainer, best, .. } in trainings {
+            let Some(evaluation) = evaluations.get(&planned.name) else { continue };
+            metrics.evaluation(&planned.name, steps, &serde_json::to_value(evaluation)?)?;
+            let better = evaluation.fvu.filter(|fvu| best.is_none_or(|best| *fvu < best));
+            if better.is_some() {
+                *best = better;
+                if self.args.run.eval_every > 0 {
+                    let folder = self.checkpoints.folder().join(BEST).join(&planned.name);
+                    trainer.to_sae()?.save(&folder, WeightDtype::F32)?;
+                }
+            }
+        }
+        Ok(evaluations)
+    }
+
+    fn evaluate(&self, trainings: &[Training]) -> Result<BTreeMap<String, Evaluation>> {
+        let saes = trainings
+            .iter()
+            .map(|training| Ok((&training.planned, training.trainer.to_sae()?)))
+            .collect::<Result<Vec<_>>>()?;
+        let subjects = saes.iter().map(|(planned, sae)| {
+            let (name, hook) = (planned.name.clone(), planned.hook.clone());
+            match &planned.input {
+                None => Subject::autoencoder(name, hook, sae),
+                Some(input) => Subject::transcoder(name, input.clone(), hook, sae),
+            }
+        });
+        let (args, model) = (self.args, &self.model);
+        let batches = self.batches(self.held_out.clone().into_iter(), LeftOut::default());
+        let total = self.held_out.len() as u64;
+        let evaluations = model_kit::evaluate(model, subjects.collect(), batches, total, |inputs| {
+            positions(&args.data, model, inputs).0
+        })?;
+        Ok(evaluations.into_iter().map(|evaluation| (evaluation.name.clone(), evaluation)).collect())
+    }
+
+    /// What stands in the output folder beside the autoencoders.
+    fn write_rest(
+        &self,
+        output: &OutputFolder,
+        evaluations: &BTreeMap<String, Evaluation>,
+        trainings: &[Training],
+    ) -> Result<()> {
+        let args = self.args;
+        write(output, "evaluation.json", &format!("{}\n", serde_json::to_string_pretty(evaluations)?))?;
+        let hooks: Vec<&HookPoint> = trainings.iter().map(|training| &training.planned.hook).collect();
+        let config = json!({
+            "model": args.model, "dataset": args.sources(), "split": args.data.split,
+            "ctx_len": args.data.tokens.ctx_len, "hookpoints": hooks, "settings": self.settings,
+        });
+        write(output, "config.json", &format!("{}\n", serde_json::to_string_pretty(&config)?))?;
+        for name in [METRICS, TENSORBOARD, BEST] {
+            // Copied, not moved: whoever is killed now goes on from the checkpoint, which needs them.
+            copy(&self.checkpoints.folder().join(name), &output.path().join(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Optimizer steps taken.
+fn steps_of(trainings: &[Training]) -> u64 {
+    trainings.iter().map(|training| training.trainer.optimizer_steps()).max().unwrap_or(0)
+}
+
+fn trainer_file(folder: &Path, name: &str) -> PathBuf {
+    folder.join(name).join("trainer.safetensors")
+}
+
 fn write(output: &OutputFolder, name: &str, text: &str) -> Result<()> {
     let path = output.path().join(name);
-    std::fs::write(&path, format!("{text}\n")).with_context(|| format!("cannot write {}", path.display()))
+    std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A trainer per hook point.
-fn start(args: &StageArgs, model: &OpenModel, seed: u64, steps: u64) -> Result<Vec<Training>> {
-    let mut hooks: Vec<HookPoint> = args.layers.iter().map(|&layer| HookPoint::layer(layer)).collect();
-    hooks.extend(args.hookpoints.iter().cloned());
-    hooks.sort_unstable();
-    hooks.dedup();
-    hooks
-        .into_iter()
-        .map(|hook| {
-            let d_in = model.network.width(&hook)? as usize;
-            let num_latents = args.num_latents.unwrap_or(d_in * args.expansion_factor);
-            let mut config = TrainerConfig::new(d_in, num_latents, args.k, steps);
-            config.lr = args.lr;
-            config.warmup_steps = args.lr_warmup_steps.min(steps / 10);
-            config.schedule = args.lr_schedule.into();
-            config.grad_acc_steps =
-                u32::try_from(args.grad_acc_steps.get()).context("--grad-acc-steps is too large")?;
-            config.auxk_alpha = args.auxk_alpha;
-            config.multi_topk = args.multi_topk;
-            config.dead_feature_threshold = args.dead_feature_threshold;
-            config.seed = seed;
-            let trainer = Trainer::new(config, model.network.device())?;
-            tracing::info!(%hook, d_in, num_latents, k = args.k, steps, "training");
-            Ok(Training { hook, trainer, started: false })
-        })
-        .collect()
-}
-
-/// A sample by its number in the data set, as the model is to read it.
-type Prepared = (u32, Result<Inputs, DataError>);
-
-/// Prepared samples in the order given, `--batch-size` at a time.
-fn batches<I: Iterator<Item = u32> + Send + 'static>(
-    args: &StageArgs,
-    dataset: &Arc<Dataset>,
-    processor: &Arc<Processor>,
-    order: I,
-) -> impl Iterator<Item = Vec<Prepared>> + use<I> {
-    let size = args.batch_size.get();
-    let ahead = NonZeroUsize::new(BATCHES_AHEAD * size).unwrap_or(NonZeroUsize::MIN);
-    let (dataset, processor) = (Arc::clone(dataset), Arc::clone(processor));
-    let prepare = move |index: usize| {
-        let sample = dataset.get(index)?;
-        sample_inputs(&processor, &sample).map_err(|cause| dataset.unusable(index, cause))
-    };
-    let mut prepared = prefetch(order, ahead, move |number| (number, prepare(number as usize)));
-    std::iter::from_fn(move || {
-        let batch: Vec<_> = prepared.by_ref().take(size).collect();
-        (!batch.is_empty()).then_some(batch)
-    })
-}
-
-/// The bad records of a run. One that every epoch meets again counts once.
-struct Bad {
-    counter: BadRecordCounter,
-    met: BTreeSet<u32>,
-}
-
-impl Bad {
-    fn new(policy: BadRecords) -> Self {
-        Self { counter: BadRecordCounter::new(policy), met: BTreeSet::new() }
-    }
-
-    fn admit(&mut self, batch: Vec<Prepared>) -> Result<Vec<Inputs>, DataError> {
-        let Self { counter, met } = self;
-        let new = batch.into_iter().filter(|(index, inputs)| inputs.is_ok() || met.insert(*index));
-        new.filter_map(|(_, inputs)| counter.admit(inputs).transpose()).collect()
-    }
-}
-
-/// The hidden states of a batch at each hook point, `[tokens of all samples, width]`.
-fn states(
-    args: &StageArgs,
-    model: &OpenModel,
-    inputs: &[Inputs],
-    hooks: &[HookPoint],
-) -> Result<Vec<(HookPoint, Tensor)>> {
-    if inputs.is_empty() {
-        return Ok(Vec::new());
-    }
-    let inputs: Vec<&Inputs> = inputs.iter().collect();
-    let limit = args.ctx_len.map_or(i64::MAX, |limit| limit.get() as i64);
-    let joined = model.rows(&inputs, hooks)?.into_iter().map(|(hook, rows)| {
-        let rows: Vec<Tensor> =
-            rows.iter().map(|rows| rows.narrow(0, 0, rows.size()[0].min(limit))).collect();
-        (hook, Tensor::cat(&rows, 0))
-    });
-    Ok(joined.collect())
-}
-
-/// Measures the autoencoders on samples they were not trained on, by hook point.
-fn evaluate(
-    args: &StageArgs,
-    dataset: &Arc<Dataset>,
-    model: &OpenModel,
-    trainings: &[Training],
-    held_out: Vec<u32>,
-) -> Result<Map<String, Value>> {
-    let hooks: Vec<HookPoint> = trainings.iter().map(|training| training.hook.clone()).collect();
-    let mut measured: Vec<(Reconstruction, Firing)> = trainings
-        .iter()
-        .map(|training| (Reconstruction::new(), Firing::new(training.trainer.sae().num_latents())))
-        .collect();
-    let mut bad = Bad::new(BadRecords::up_to(args.max_bad));
-    let progress = Progress::new("evaluating", "samples", Some(held_out.len() as u64));
-    for batch in batches(args, dataset, &model.processor, held_out.into_iter()) {
-        let read = batch.len() as u64;
-        let inputs = bad.admit(batch)?;
-        for (hook, rows) in states(args, model, &inputs, &hooks)? {
-            let at = hooks.iter().position(|known| *known == hook).context("a hook of ours")?;
-            let sae = trainings[at].trainer.sae();
-            let codes = sae.encode(&rows);
-            measured[at].1.push(&codes.to_codes(sae.num_latents())?);
-            let (x, reconstruction) = (to_vec(&rows)?, to_vec(&sae.decode(&codes))?);
-            let shape = (x.len() / sae.d_in(), sae.d_in());
-            measured[at].0.push(
-                ArrayView2::from_shape(shape, &x).context("rows of one width")?,
-                ArrayView2::from_shape(shape, &reconstruction).context("rows of one width")?,
-            );
+/// Copies a file or folder, if it is there.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let context = || format!("cannot copy {} to {}", from.display(), to.display());
+    if from.is_dir() {
+        std::fs::create_dir(to).with_context(context)?;
+        for entry in std::fs::read_dir(from).with_context(context)? {
+            let name = entry.with_context(context)?.file_name();
+            copy(&from.join(&name), &to.join(&name))?;
         }
-        progress.inc(read);
+    } else if from.exists() {
+        std::fs::copy(from, to).with_context(context)?;
     }
-    progress.finish();
-    let mut report = Map::new();
-    for (hook, (reconstruction, firing)) in hooks.iter().zip(&measured) {
-        let line = json!({
-            "tokens": reconstruction.rows(), "fvu": reconstruction.fvu(), "l0": firing.l0(),
-            "dead_share": firing.dead_share(), "dense_share": firing.dense_share(0.1),
-        });
-        report.insert(hook.to_string(), line);
-    }
-    Ok(report)
-}
-
-fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
-    Vec::try_from(tensor.to_device(Device::Cpu).to_kind(Kind::Float).reshape([-1]))
-        .context("reading a tensor back")
+    Ok(())
 }

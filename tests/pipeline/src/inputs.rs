@@ -51,6 +51,7 @@ impl Scratch {
             encoder_bias: vec![0.0; latents],
             decoder_weight: weight,
             decoder_bias: vec![0.0; d_in],
+            skip_weight: None,
         };
         let sae = Sae::from_parts(SaeConfig::new(d_in, latents, k), tensors).expect("a sound autoencoder");
         sae.save(&self.path(folder).join(hook.as_str()), WeightDtype::F32).expect("writing an autoencoder");

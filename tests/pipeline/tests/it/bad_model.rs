@@ -110,3 +110,16 @@ fn sae_cache_says_the_same() {
     let arguments = "images broken images --sae sae --save-dir out";
     scratch.refuses("sae-cache", arguments, 1, &["broken/model.safetensors"]);
 }
+
+#[test]
+fn weights_that_are_not_numbers_name_the_sample() {
+    let spoil = |bytes: &mut Vec<u8>| {
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let tensors: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+        let offsets = &tensors["language_model.model.layers.1.mlp.down_proj.weight"]["data_offsets"];
+        let start = 8 + header + offsets[0].as_u64().unwrap() as usize;
+        // Not a number in every floating point format.
+        bytes[start..start + 8].fill(0xFF);
+    };
+    weights(spoil, &["sample 0 of the data set has NaN or infinity at model.layers.2"]);
+}

@@ -10,4 +10,6 @@ mod browser;
 mod determinism;
 mod flags;
 mod interruption;
+mod resume;
+mod training;
 mod whole_way;

@@ -89,9 +89,11 @@ fn check_training(scratch: &Scratch, hooks: &[HookPoint], stdout: &str) {
 
     let metrics: Vec<Value> =
         scratch.read("sae/metrics.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(metrics.len(), steps * hooks.len());
+    let (evaluations, metrics): (Vec<Value>, Vec<Value>) =
+        metrics.into_iter().partition(|line| line.get("held_out").is_some());
+    assert_eq!((evaluations.len(), metrics.len()), (hooks.len(), steps * hooks.len()));
     for hook in hooks {
-        let lines: Vec<&Value> = metrics.iter().filter(|line| line["hookpoint"] == hook.as_str()).collect();
+        let lines: Vec<&Value> = metrics.iter().filter(|line| line["name"] == hook.as_str()).collect();
         assert!(lines.iter().all(|line| line["fvu"].as_f64().is_some_and(|fvu| fvu > 0.0 && fvu < 1.5)));
         assert!(lines.iter().all(|line| line["l0"].as_f64().is_some_and(|l0| l0 > 0.0 && l0 <= K as f64)));
         assert_eq!(lines[steps - 1]["tokens"], run["counts"][format!("{hook} tokens")]);
@@ -101,7 +103,7 @@ fn check_training(scratch: &Scratch, hooks: &[HookPoint], stdout: &str) {
     let evaluation = scratch.json("sae/evaluation.json");
     assert_eq!(printed.len(), hooks.len());
     for line in printed {
-        assert_eq!(line["held_out"], evaluation[line["hookpoint"].as_str().expect("a name")]);
+        assert_eq!(line["held_out"], evaluation[line["name"].as_str().expect("a name")]);
         let fvu = line["held_out"]["fvu"].as_f64().expect("an FVU");
         assert!(fvu > 0.0 && fvu < 1.5, "{line}");
     }
