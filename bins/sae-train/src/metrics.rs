@@ -77,8 +77,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// How fast the run goes, since the last call and up to `tokens` in all; for TensorBoard alone, because it differs from run to
-    /// run.
+    /// Tokens per second since the last call, up to `tokens` in all; for TensorBoard alone, because it differs from run to run.
     pub(crate) fn speed(&mut self, step: u64, tokens: u64) -> Result<f64> {
         let (since, before) = std::mem::replace(&mut self.clock, (Instant::now(), tokens));
         let per_second = tokens.saturating_sub(before) as f64 / since.elapsed().as_secs_f64().max(1e-9);

@@ -204,6 +204,7 @@ impl Stage<'_> {
         while let Some(batch) = batches.next_batch()? {
             state.samples += batch.read;
             let before = steps_of(&trainings);
+            let mut last = None;
             if let Some(counted) = counted(&args.data, &self.model, &batch.samples, &self.points)? {
                 for training in &mut trainings {
                     let Training { planned, trainer, calls, .. } = training;
@@ -211,14 +212,17 @@ impl Stage<'_> {
                     let Some(report) = counted.train(&args.data, planned, trainer, first)? else { continue };
                     *calls += 1;
                     metrics.step(&planned.name, &report)?;
-                    progress.note(format_args!(
-                        "{} fvu {:.4} l0 {:.1} dead {:.1} %",
-                        planned.name,
-                        report.fvu,
-                        report.l0,
-                        100.0 * report.dead_share
-                    ));
+                    last = Some((planned.name.as_str(), report));
                 }
+            }
+            if let Some((name, report)) = last {
+                let per_second = metrics.speed(report.optimizer_steps, report.tokens)?;
+                progress.note(format_args!(
+                    "{name} fvu {:.4} l0 {:.1} dead {:.1} %, {per_second:.0} tokens/s",
+                    report.fvu,
+                    report.l0,
+                    100.0 * report.dead_share
+                ));
             }
             progress.inc(batch.read as u64);
             let steps = steps_of(&trainings);
@@ -233,7 +237,6 @@ impl Stage<'_> {
                 return Err(Interrupted(signal).into());
             }
             if due(args.run.save_every) {
-                metrics.speed(steps, trainings.iter().map(|training| training.trainer.tokens()).sum())?;
                 self.save(&mut state, &trainings, &batches, &mut metrics, steps)?;
             }
         }
