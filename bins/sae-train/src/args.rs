@@ -1,6 +1,5 @@
 //! The flags of `sae-train`.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -11,6 +10,8 @@ use model_kit::{PrecisionArgs, TokenArgs};
 use sae_trainer::{BiasInit, Optimizer, Schedule, Selection};
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::state::Settings;
 
 /// How the learning rate falls after its warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
@@ -314,7 +315,7 @@ impl StageArgs {
     }
 
     /// What the result depends on, by the names of the flags; flags that were left out and have no default are absent.
-    pub(crate) fn settings(&self) -> Result<BTreeMap<String, Value>> {
+    pub(crate) fn settings(&self) -> Result<Settings> {
         let groups = [
             serde_json::to_value(&self.data),
             serde_json::to_value(&self.hooks),
@@ -322,11 +323,11 @@ impl StageArgs {
             serde_json::to_value(&self.step),
             serde_json::to_value(&self.run),
         ];
-        let mut settings = BTreeMap::new();
+        let mut settings = Settings::new();
         for group in groups {
             let Value::Object(flags) = group.context("writing the flags as JSON")? else { continue };
             let given = flags.into_iter().filter(|(_, value)| !value.is_null());
-            settings.extend(given.map(|(name, value)| (format!("--{name}"), value)));
+            settings.extend(given.map(|(name, value)| (format!("--{name}"), value.to_string())));
         }
         Ok(settings)
     }

@@ -23,11 +23,13 @@ use crate::metrics::{METRICS, Metrics, TENSORBOARD};
 use crate::order::Order;
 use crate::plan::{Planned, plan};
 use crate::rows::{counted, positions};
-use crate::state::RunState;
+use crate::state::{RunState, Settings, check_settings};
 use crate::{data, preflight};
 
 /// The autoencoders with the smallest FVU on held-out samples, below the output folder.
 const BEST: &str = "best";
+/// What was trained and by which settings.
+const CONFIG: &str = "config.json";
 /// The samples that were left out.
 const BAD_RECORDS: &str = "bad_records.jsonl";
 
@@ -49,7 +51,7 @@ struct Stage<'a> {
     order: Order,
     held_out: Vec<u32>,
     points: Vec<HookPoint>,
-    settings: BTreeMap<String, Value>,
+    settings: Settings,
     checkpoints: Checkpoints,
 }
 
@@ -59,11 +61,10 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     }
     let mut run = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
     run.seed = Some(common.seed);
-    if args.run.resume && args.run.save_dir.join("run.json").exists() {
-        tracing::info!("{} is finished already", args.run.save_dir.display());
-        return Ok(());
+    let finished = args.run.resume && args.run.save_dir.join("run.json").exists();
+    if !finished {
+        OutputFolder::check(&args.run.save_dir, Existing::from_overwrite(args.run.overwrite))?;
     }
-    OutputFolder::check(&args.run.save_dir, Existing::from_overwrite(args.run.overwrite))?;
     let device = match torch.device.open() {
         Ok(device) => Some(device),
         // A dry run may be for another machine.
@@ -77,6 +78,9 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     let (settings, inputs) = settings(args, torch, common, &found, &dataset)?;
     for (role, source, sha256) in inputs {
         run.input(role, &source, sha256);
+    }
+    if finished {
+        return already_finished(args, &settings, &checkpoint_folder);
     }
 
     let data = &args.data;
@@ -124,6 +128,22 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     Ok(())
 }
 
+/// A run that ended, perhaps just before it could remove its checkpoint.
+fn already_finished(args: &StageArgs, settings: &Settings, checkpoint_folder: &Path) -> Result<()> {
+    let path = args.run.save_dir.join(CONFIG);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut config: Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+    let was = serde_json::from_value(config["settings"].take())
+        .with_context(|| format!("{} has no settings of a run", path.display()))?;
+    check_settings(&was, settings)?;
+    if checkpoint_folder.exists() && !args.run.keep_checkpoint {
+        Checkpoints::open(checkpoint_folder, 1)?.remove()?;
+    }
+    tracing::info!("{} is finished already", args.run.save_dir.display());
+    Ok(())
+}
+
 /// The folder of the run's checkpoints; those of another run that did not end are neither mixed in nor lost by mistake.
 fn open_checkpoints(args: &StageArgs, folder: &Path) -> Result<Checkpoints> {
     let checkpoints = Checkpoints::open(folder, 1)?;
@@ -157,18 +177,18 @@ fn settings(
     common: &CommonArgs,
     model: &ModelFolder,
     dataset: &Concat,
-) -> Result<(BTreeMap<String, Value>, Inputs)> {
+) -> Result<(Settings, Inputs)> {
     let model_hash = hash_file(&model.folder.join("config.json"))?;
     let inputs = vec![
         ("model", model.folder.display().to_string(), model_hash.clone()),
         ("dataset", args.sources(), dataset.fingerprint().to_owned()),
     ];
     let mut settings = args.settings()?;
-    settings.insert("MODEL's config.json".into(), json!(model_hash));
-    settings.insert("DATASET's fingerprint".into(), json!(dataset.fingerprint()));
-    settings.insert("--seed".into(), json!(common.seed));
-    settings.insert("--device".into(), json!(torch.device.to_string()));
-    settings.insert("--dtype".into(), json!(torch.dtype.to_string()));
+    settings.insert("MODEL's config.json".into(), model_hash);
+    settings.insert("DATASET's fingerprint".into(), dataset.fingerprint().to_owned());
+    settings.insert("--seed".into(), common.seed.to_string());
+    settings.insert("--device".into(), torch.device.to_string());
+    settings.insert("--dtype".into(), torch.dtype.to_string());
     Ok((settings, inputs))
 }
 
@@ -191,7 +211,7 @@ impl Stage<'_> {
                     trainer.load_state(&trainer_file(&folder, &planned.name))?;
                 }
                 let calls = state.calls.get(&planned.name).copied().unwrap_or(0);
-                let best = state.best.get(&planned.name).copied();
+                let best = state.best.get(&planned.name).and_then(|fvu| fvu.parse().ok());
                 Ok(Training { planned, trainer, calls, best })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -279,7 +299,7 @@ impl Stage<'_> {
     fn start_state(&self) -> Result<RunState> {
         if let Some(folder) = self.resumed()? {
             let state = RunState::read(&folder)?;
-            state.check(&self.settings)?;
+            check_settings(&state.settings, &self.settings)?;
             tracing::info!("going on from {} with sample {}", folder.display(), state.samples);
             return Ok(state);
         }
@@ -312,7 +332,7 @@ impl Stage<'_> {
         state.left_out = batches.left_out();
         for Training { planned, calls, best, .. } in trainings {
             state.calls.insert(planned.name.clone(), *calls);
-            state.best.extend(best.map(|best| (planned.name.clone(), best)));
+            state.best.extend(best.map(|best| (planned.name.clone(), best.to_string())));
         }
         self.checkpoints.write::<anyhow::Error>(steps, |folder| {
             state.write(folder)?;
@@ -383,7 +403,7 @@ impl Stage<'_> {
             "model": args.model, "dataset": args.sources(), "split": args.data.split,
             "ctx_len": args.data.tokens.ctx_len, "hookpoints": hooks, "settings": self.settings,
         });
-        write(output, "config.json", &format!("{}\n", serde_json::to_string_pretty(&config)?))?;
+        write(output, CONFIG, &format!("{}\n", serde_json::to_string_pretty(&config)?))?;
         for name in [METRICS, TENSORBOARD, BEST] {
             // Copied, not moved: whoever is killed now goes on from the checkpoint, which needs them.
             copy(&self.checkpoints.folder().join(name), &output.path().join(name))?;

@@ -128,8 +128,10 @@ fn a_signal_writes_a_checkpoint_and_resume_goes_on_from_it() {
         assert!(last_step(&checkpoint).is_some() && !scratch.path(&out).exists());
         scratch.run("sae-train", &format!("{train} --save-dir {out} --resume")).says(&["going on from"]);
         assert_same(&scratch, "whole", &out);
-        // Once more has nothing to do.
+        // Once more has nothing to do, and says so only to who asks for the same.
         scratch.run("sae-train", &format!("{train} --save-dir {out} --resume")).says(&["finished already"]);
+        let other = train.replace("--k 4", "--k 5");
+        scratch.refuses("sae-train", &format!("{other} --save-dir {out} --resume"), 1, &["--k: [4]"]);
     }
 }
 
