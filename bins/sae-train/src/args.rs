@@ -302,6 +302,10 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) precision: PrecisionArgs,
+    /// Start even where the run is predicted not to fit into memory or onto the disk
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) no_preflight: bool,
     /// Say what would be trained and what it needs, and stop
     #[arg(long)]
     #[serde(skip)]

@@ -174,6 +174,7 @@ fn config(args: &StageArgs, width: usize, num_latents: usize, k: usize, steps: u
         u32::try_from(step.micro_acc_steps.get()).context("--micro-acc-steps is too large")?;
     config.max_grad_norm = step.max_grad_norm;
     config.matryoshka = prefixes(&sae.matryoshka, num_latents)?;
+    config.validate()?;
     Ok(config)
 }
 

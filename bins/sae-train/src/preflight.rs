@@ -19,6 +19,8 @@ use crate::plan::Planned;
 /// Tokens whose logits an evaluation holds at once.
 const LOGIT_ROWS: u64 = 1024;
 
+/// More than fit into any memory, and few enough to count bytes with.
+const MOST_TOKENS: u64 = 1 << 36;
 /// Samples looked at to know how long they are.
 const PROBED: usize = 8;
 
@@ -52,7 +54,7 @@ pub(crate) fn estimate(
     let kind = torch.dtype.kind();
     let on_cpu = torch.device == DeviceChoice::Cpu;
     let text = &config.text_config;
-    let tokens = (longest * args.data.batch_size.get()) as u64;
+    let tokens = (longest as u64).saturating_mul(args.data.batch_size.get() as u64).min(MOST_TOKENS);
     let element = kind.elt_size_in_bytes() as u64;
     let (width, inner) = (text.hidden_size as u64, text.intermediate_size as u64);
     let weights = LlavaNext::parameter_bytes(config, kind, args.run.precision.weights())?;
@@ -87,7 +89,11 @@ pub(crate) fn estimate(
     let mut disk = vec![("autoencoders", parameters)];
     if args.run.save_every > 0 {
         // A new checkpoint is whole before the old one goes.
-        disk.push(("two checkpoints", 2 * (parameters + state)));
+        disk.push(if args.run.resume {
+            ("another checkpoint", parameters + state)
+        } else {
+            ("two checkpoints", 2 * (parameters + state))
+        });
     }
     if args.run.eval_every > 0 {
         disk.push(("the best autoencoders", parameters));

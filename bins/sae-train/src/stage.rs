@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mm_data::{BadRecords, Concat};
 use model_kit::{LeftOut, ModelFolder, OpenModel, SampleBatches, TorchArgs};
 use sae_core::WeightDtype;
@@ -104,25 +104,24 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
         write!(stage_kit::stdout(), "{needs}")?;
         return needs.fits();
     }
-    needs.fits()?;
+    if !args.run.no_preflight {
+        needs.fits()?;
+    }
     let model = found.load(torch, args.run.precision.weights())?;
     let checkpoints = open_checkpoints(args, &checkpoint_folder)?;
     let stage = Stage { args, dataset, model, order, held_out, points, settings, checkpoints };
-    let trained = stage.train(planned, run);
-    match (&trained, stage.checkpoints.latest()?) {
-        // Nothing to go on from.
-        (Err(_), None) => stage.checkpoints.remove()?,
-        (Err(error), Some(step)) if !error.is::<Interrupted>() => {
-            tracing::warn!(
-                "the last checkpoint is that of optimizer step {}; go on with --resume",
-                step.step
-            );
+    let evaluations = match stage.train(planned, run) {
+        Ok(evaluations) => evaluations,
+        Err(error) => {
+            stage.leave(&error);
+            return Err(error);
         }
-        (Ok(_), _) if !args.run.keep_checkpoint => stage.checkpoints.remove()?,
-        _ => {}
+    };
+    if !args.run.keep_checkpoint {
+        stage.checkpoints.remove()?;
     }
     // Last: a reader of stdout that went away ends the run here, and must not cost the autoencoders.
-    for (name, evaluation) in &trained? {
+    for (name, evaluation) in &evaluations {
         writeln!(stage_kit::stdout(), "{}", json!({"name": name, "held_out": evaluation}))?;
     }
     Ok(())
@@ -262,6 +261,13 @@ impl Stage<'_> {
         }
         progress.finish();
         drop(interrupt);
+        if let Some(training) = trainings.iter().find(|training| training.calls == 0) {
+            bail!(
+                "no token of any sample counts, so {} was not trained: look at --roles, --image-weight, --text-weight, \
+                 --ctx-len and --max-norm-multiple",
+                training.planned.name
+            );
+        }
 
         let steps = steps_of(&trainings);
         let evaluations = self.evaluate_and_keep(&mut trainings, &mut metrics, steps)?;
@@ -288,6 +294,19 @@ impl Stage<'_> {
         }
         output.commit(run)?;
         Ok(evaluations)
+    }
+
+    /// After an error: says what a run can go on from, or removes a folder that holds nothing of the kind.
+    fn leave(self, error: &anyhow::Error) {
+        match self.checkpoints.latest() {
+            Ok(Some(step)) if !error.is::<Interrupted>() => tracing::warn!(
+                "the last checkpoint is that of optimizer step {}; go on with --resume",
+                step.step
+            ),
+            // What cannot be removed either must not hide the error.
+            Ok(None) => drop(self.checkpoints.remove()),
+            _ => {}
+        }
     }
 
     /// The checkpoint to go on from.

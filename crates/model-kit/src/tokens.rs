@@ -27,8 +27,7 @@ pub struct TokenArgs {
     /// Count BOS too, whose vector is the same in every prompt and in many models a hundred times as long as any other
     #[arg(long)]
     pub keep_bos: bool,
-    /// Count at most this many tokens of a sample, from its start; plain text and .bin tokens are cut into pieces of this
-    /// length
+    /// Count at most this many tokens of a sample, from its start; .bin tokens are cut into pieces of this length
     #[arg(long)]
     pub ctx_len: Option<NonZeroUsize>,
 }

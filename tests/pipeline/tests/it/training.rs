@@ -152,6 +152,13 @@ fn tokens_that_do_not_count_are_left_out() {
     assert_eq!(tokens("--ctx-len 10"), 8 * 9);
     assert!(tokens("--max-norm-multiple 1.2") < all);
     assert_eq!(tokens("--text-weight 2 --image-weight 0.5"), all);
+    let none = "--layers 2 --num-latents 64 --k 4 --text-weight 0 --image-weight 0";
+    scratch.refuses(
+        "sae-train",
+        &TRAIN.replace("dir out", &format!("dir none {none}")),
+        1,
+        &["--image-weight"],
+    );
 }
 
 #[test]
