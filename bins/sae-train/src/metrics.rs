@@ -26,8 +26,8 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// Goes on after the first `bytes` of the folder's metrics.jsonl; what stands behind them is of steps that will be taken
-    /// again. `step` is the last step known.
-    pub(crate) fn open(folder: &Path, bytes: u64, step: u64) -> Result<Self> {
+    /// again. `step` is the last step known, `tokens` how many were seen by then.
+    pub(crate) fn open(folder: &Path, bytes: u64, step: u64, tokens: u64) -> Result<Self> {
         let path = folder.join(METRICS);
         let context = || format!("cannot write {}", path.display());
         let mut file =
@@ -37,7 +37,7 @@ impl Metrics {
         let events = folder.join(TENSORBOARD);
         let events =
             if step > 0 { EventWriter::resume(&events, step)? } else { EventWriter::create(&events)? };
-        Ok(Self { path, lines: BufWriter::new(file), bytes, events, clock: (Instant::now(), 0) })
+        Ok(Self { path, lines: BufWriter::new(file), bytes, events, clock: (Instant::now(), tokens) })
     }
 
     fn line(&mut self, line: &Value) -> Result<()> {

@@ -214,8 +214,9 @@ impl Stage<'_> {
                 Ok(Training { planned, trainer, calls, best })
             })
             .collect::<Result<Vec<_>>>()?;
+        let tokens = trainings.last().map_or(0, |training| training.trainer.tokens());
         let mut metrics =
-            Metrics::open(self.checkpoints.folder(), state.metrics_bytes, steps_of(&trainings))?;
+            Metrics::open(self.checkpoints.folder(), state.metrics_bytes, steps_of(&trainings), tokens)?;
         let mut batches = self.batches(self.order.from(state.samples), state.left_out.clone());
         let progress = Progress::new("training", "samples", Some(self.order.len() as u64));
         progress.inc(state.samples as u64);

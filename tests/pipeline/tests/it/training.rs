@@ -124,6 +124,10 @@ fn scoring_prints_what_training_measured() {
     ] {
         assert!(trained[field].is_number(), "{field}: {trained}");
     }
+    let events: Vec<_> = fs::read_dir(scratch.path("out/tensorboard")).unwrap().collect();
+    let events = events[0].as_ref().unwrap();
+    assert!(events.file_name().to_string_lossy().starts_with("events.out.tfevents."));
+    assert!(events.metadata().unwrap().len() > 1000, "scalars of every step");
     let table = scratch.run("sae-score", "reconstruction model data --sae out").stdout;
     assert!(table.contains("model.layers.2") && table.contains("fvu"), "{table}");
     // All samples but the four held out were seen in training, so that FVU can only be near, not equal.
