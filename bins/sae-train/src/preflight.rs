@@ -80,10 +80,7 @@ pub(crate) fn estimate(
         ("optimizer", sum(|estimate| estimate.optimizer_state)),
         ("gradients", sum(|estimate| estimate.gradients)),
         ("a step's buffers", working),
-        (
-            "evaluation and saving, about",
-            largest(&|estimate| estimate.parameters) + 3 * LOGIT_ROWS * text.vocab_size as u64 * 4,
-        ),
+        ("evaluation and saving, about", parameters + 3 * LOGIT_ROWS * text.vocab_size as u64 * 4),
     ];
     let state = parameters + sum(|estimate| estimate.optimizer_state) + sum(|estimate| estimate.gradients);
     let mut disk = vec![("autoencoders", parameters)];

@@ -58,6 +58,9 @@ impl SampleBatches {
         let (dataset, processor) = (Arc::clone(dataset), Arc::clone(processor));
         let prepare = move |index: usize| {
             let sample = dataset.get(index)?;
+            if is_empty(&sample) {
+                return Err(dataset.unusable(index, NothingToRead));
+            }
             sample_inputs(&processor, &sample).map_err(|cause| dataset.unusable(index, cause))
         };
         let prepared = prefetch(order, ahead, move |number| (number, prepare(number as usize)));
@@ -102,8 +105,18 @@ impl SampleBatches {
     }
 }
 
+fn is_empty(sample: &Sample) -> bool {
+    let Sample { images, conversations, text, tokens, .. } = sample;
+    images.is_empty() && conversations.is_empty() && text.is_none() && tokens.is_none()
+}
+
+/// A record of which a model would read nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("it has no image, conversation, text or tokens")]
+struct NothingToRead;
+
 /// A sample as the model is to read it: its conversation in the model's chat template with the images in their places,
-/// without a conversation its images alone, and token ids as they are.
+/// without a conversation its images alone or its text, and token ids as they are.
 ///
 /// # Errors
 /// When an image cannot be read, or the conversation does not fit the images or the template.
@@ -117,7 +130,6 @@ pub fn sample_inputs(processor: &Processor, sample: &Sample) -> Result<Inputs, P
         .map(|image| lmm_prep::decode_image_upright(&image.bytes))
         .collect::<Result<_, _>>()?;
     if sample.conversations.is_empty() && images.is_empty() {
-        // Of a text that is longer than what counts, what counts is read: later tokens change none before them.
         return processor.prepare(sample.text.as_deref().unwrap_or_default(), &images);
     }
     if sample.conversations.is_empty() {

@@ -87,3 +87,16 @@ fn every_sample_held_out() {
     let arguments = "model images --layers 2 --num-latents 64 --k 4 --save-dir out";
     scratch.refuses("sae-train", arguments, 1, &["images", "2 samples", "--eval-examples"]);
 }
+
+#[test]
+fn a_record_with_nothing_in_it_is_a_bad_one() {
+    let scratch = Scratch::new();
+    let turns =
+        r#"[{"from": "human", "value": "how many shapes are there ?"}, {"from": "gpt", "value": "two"}]"#;
+    let good = format!("{{\"conversations\": {turns}}}");
+    fs::write(scratch.path("chat.jsonl"), [&good, "{\"id\": 7}", &good].join("\n")).unwrap();
+    let arguments = format!("model chat.jsonl {TRAIN}");
+    scratch.refuses("sae-train", &arguments, 1, &["chat.jsonl", "no image, conversation, text or tokens"]);
+    scratch.run("sae-train", &format!("{arguments} --max-bad 1"));
+    assert_eq!(scratch.json("out/run.json")["counts"]["bad records"], 1);
+}
