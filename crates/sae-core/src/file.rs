@@ -14,7 +14,7 @@ use safetensors::{Dtype, SafeTensors, View};
 
 use crate::{SaeConfig, SaeError, WeightDtype, Weights};
 
-const CONFIG: &str = "cfg.json";
+pub(crate) const CONFIG: &str = "cfg.json";
 const WEIGHTS: &str = "sae.safetensors";
 
 /// The tensors a file can have, in the order [`shapes`] lists those it has.
@@ -49,25 +49,28 @@ impl Mapped {
 
 pub(crate) fn load(folder: &Path) -> Result<(SaeConfig, Mapped), SaeError> {
     let config = SaeConfig::read(&folder.join(CONFIG))?;
-    let path = folder.join(WEIGHTS);
-    let read = |source| SaeError::Read { path: path.clone(), source };
-    let file = File::open(&path).map_err(read)?;
-    // SAFETY: the map is only ever read, as bytes, for which every bit pattern is valid. Whoever truncates or rewrites the
-    // file in place while it is mapped breaks this crate's stated contract (`Sae::load`); replacing it by renaming,
-    // as `save` does, leaves the mapped file whole.
-    let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+    let shapes = shapes(&config);
+    let mapped = map(folder.join(WEIGHTS), &TENSORS[..shapes.len()], shapes)?;
+    Ok((config, mapped))
+}
+
+/// Maps the file at `path`, which must hold the tensors `names` of these shapes and no others.
+pub(crate) fn map(
+    path: PathBuf,
+    names: &[&'static str],
+    shapes: Vec<Vec<usize>>,
+) -> Result<Mapped, SaeError> {
+    let map = map_file(&path)?;
     let (header, metadata) =
         SafeTensors::read_metadata(&map).map_err(|source| SaeError::Header { path: path.clone(), source })?;
     // The length of the header stands in the first 8 bytes.
     let data_start = 8 + header;
     let mut present = metadata.offset_keys();
-    let shapes = shapes(&config);
-    let expected = &TENSORS[..shapes.len()];
-    if let Some(tensor) = present.iter().find(|name| !expected.contains(&name.as_str())) {
+    if let Some(tensor) = present.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(SaeError::UnexpectedTensor { path, tensor: tensor.clone() });
     }
     let mut tensors = Vec::with_capacity(shapes.len());
-    for (tensor, expected) in TENSORS.into_iter().zip(shapes) {
+    for (&tensor, expected) in names.iter().zip(shapes) {
         let Some(info) = metadata.info(tensor) else {
             present.sort_unstable();
             return Err(SaeError::MissingTensor { path, tensor, present });
@@ -85,7 +88,24 @@ pub(crate) fn load(folder: &Path) -> Result<(SaeConfig, Mapped), SaeError> {
         let (start, end) = info.data_offsets;
         tensors.push((dtype, data_start + start..data_start + end));
     }
-    Ok((config, Mapped { map, tensors }))
+    Ok(Mapped { map, tensors })
+}
+
+/// The names of the tensors in the file at `path`.
+pub(crate) fn tensor_names(path: &Path) -> Result<Vec<String>, SaeError> {
+    let map = map_file(path)?;
+    let (_, metadata) = SafeTensors::read_metadata(&map)
+        .map_err(|source| SaeError::Header { path: path.to_owned(), source })?;
+    Ok(metadata.offset_keys())
+}
+
+fn map_file(path: &Path) -> Result<Mmap, SaeError> {
+    let read = |source| SaeError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    // SAFETY: the map is only ever read, as bytes, for which every bit pattern is valid. Whoever truncates or rewrites the
+    // file in place while it is mapped breaks this crate's stated contract (`Sae::load`); replacing it by renaming,
+    // as `save` does, leaves the mapped file whole.
+    unsafe { Mmap::map(&file) }.map_err(read)
 }
 
 /// A tensor on its way into a file.
@@ -117,8 +137,7 @@ impl View for Outgoing<'_> {
     }
 }
 
-/// Writes both files beside their places, then renames them: the weights first, `cfg.json`, without which there is
-/// no autoencoder, last.
+/// The files of an autoencoder, as sparsify names them.
 pub(crate) fn save(
     folder: &Path,
     config: &SaeConfig,
@@ -130,8 +149,24 @@ pub(crate) fn save(
             return Err(SaeError::Overflow { tensor, value, dtype });
         }
     }
+    let shapes = shapes(config);
+    let outgoing = TENSORS
+        .into_iter()
+        .zip(tensors.iter().zip(&shapes))
+        .map(|(name, (&weights, shape))| (name, Outgoing { weights, shape, dtype }));
+    write(folder, &config.to_json(), WEIGHTS, outgoing)
+}
+
+/// Writes `cfg.json` and the weights beside their places, then renames them: the weights first, `cfg.json`, without
+/// which there is no autoencoder, last.
+pub(crate) fn write<'t, V: View>(
+    folder: &Path,
+    config: &[u8],
+    weights: &str,
+    tensors: impl IntoIterator<Item = (&'t str, V)>,
+) -> Result<(), SaeError> {
     let existed = folder.is_dir();
-    let saved = write(folder, config, tensors, dtype);
+    let saved = write_pair(folder, config, weights, tensors);
     if saved.is_err() && !existed {
         // Leaves nothing behind; a folder that someone else filled meanwhile is not removed.
         let _ = std::fs::remove_dir(folder);
@@ -139,11 +174,11 @@ pub(crate) fn save(
     saved
 }
 
-fn write(
+fn write_pair<'t, V: View>(
     folder: &Path,
-    config: &SaeConfig,
-    tensors: &[Weights<'_>],
-    dtype: WeightDtype,
+    config: &[u8],
+    weights: &str,
+    tensors: impl IntoIterator<Item = (&'t str, V)>,
 ) -> Result<(), SaeError> {
     let error = |path: &Path| {
         let path = path.to_owned();
@@ -151,21 +186,16 @@ fn write(
     };
     std::fs::create_dir_all(folder).map_err(error(folder))?;
     let beside = tempfile::Builder::new().prefix(".saving-").tempdir_in(folder).map_err(error(folder))?;
-    let (new_config, new_weights) = (beside.path().join(CONFIG), beside.path().join(WEIGHTS));
-    let (config_path, weights_path) = (folder.join(CONFIG), folder.join(WEIGHTS));
-    let shapes = shapes(config);
-    let outgoing = TENSORS
-        .into_iter()
-        .zip(tensors.iter().zip(&shapes))
-        .map(|(name, (&weights, shape))| (name, Outgoing { weights, shape, dtype }));
-    safetensors::serialize_to_file(outgoing, None, &new_weights).map_err(|source| {
+    let (new_config, new_weights) = (beside.path().join(CONFIG), beside.path().join(weights));
+    let (config_path, weights_path) = (folder.join(CONFIG), folder.join(weights));
+    safetensors::serialize_to_file(tensors, None, &new_weights).map_err(|source| {
         let source = match source {
             safetensors::SafeTensorError::IoError(source) => source,
             other => std::io::Error::other(other),
         };
         error(&weights_path)(source)
     })?;
-    std::fs::write(&new_config, config.to_json()).map_err(error(&config_path))?;
+    std::fs::write(&new_config, config).map_err(error(&config_path))?;
     // The library's temporary file is private to its owner; give the weights the mode any new file gets.
     std::fs::metadata(&new_config)
         .and_then(|metadata| std::fs::set_permissions(&new_weights, metadata.permissions()))

@@ -16,6 +16,8 @@
 //! `cfg.json`, a nested dictionary (Matryoshka) `"matryoshka"`, the lengths of its prefixes. Weights are memory-mapped and converted a tile at a time, so that an autoencoder of a billion parameters opens
 //! at once and takes no memory beyond the file's own pages.
 //!
+//! [`saelens`] reads and writes the folders of SAELens.
+//!
 //! [`Sae::encode`], [`Sae::decode`] and [`Sae::reconstruct`] are the short way. The [`kernels`] below them take buffers, threads, instruction set
 //! and precision from the caller, select by TopK, BatchTopK or thresholds (JumpReLU), decode nested dictionaries, and give sparse
 //! gradients. They run on AVX-512 (with bf16 products where the CPU has them), AVX2, NEON, or whatever there is.
@@ -81,6 +83,7 @@ mod file;
 pub mod kernels;
 pub mod metrics;
 mod sae;
+pub mod saelens;
 mod weights;
 
 pub use config::{Activation, SaeConfig};
