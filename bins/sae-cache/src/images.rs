@@ -224,13 +224,13 @@ fn describe(
             fingerprint: dataset.fingerprint().to_owned(),
             n_samples: dataset.len() as u64,
         },
-        token_layout: TokenLayoutDescription { prompt: Some(IMAGE_PROMPT.to_owned()), base: None },
+        token_layout: TokenLayoutDescription { prompt: Some(IMAGE_PROMPT.to_owned()), base: None, first: 1 },
         filters,
         hooks: saes
             .iter()
             .map(|(hook, CachedSae { sae, source, .. })| {
                 let (width, k) = (sae.num_latents(), sae.k());
-                (hook.clone(), HookDescription { sae: source.clone(), width, k })
+                (hook.clone(), HookDescription { sae: source.clone(), width, k, reads: None })
             })
             .collect(),
     }
@@ -261,6 +261,7 @@ fn prepare(dataset: &Dataset, processor: &lmm_prep::Processor, index: usize) -> 
         image_sha256: Some(hash_bytes(&image.bytes)),
         high,
         base_start: None,
+        image_tokens: Vec::new(),
     };
     Ok(Prepared { record, inputs })
 }

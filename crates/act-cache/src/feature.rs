@@ -5,7 +5,7 @@ use std::ops::Range;
 use sae_types::{FeatureId, SampleId, TokenIndex};
 
 use crate::Cache;
-use crate::split::{Tokens, Values};
+use crate::split::{SplitFile, Tokens, Values};
 
 /// Activations of one feature, ascending by (sample, token): all of them, or those of one sample.
 #[derive(Clone, Copy, Debug)]
@@ -29,14 +29,16 @@ pub struct Activation {
 }
 
 impl<'a> FeatureSlice<'a> {
-    pub(crate) fn new(
-        cache: &'a Cache,
-        feature: FeatureId,
-        sample: &'a [u32],
-        token: Tokens<'a>,
-        activation: Values<'a>,
-    ) -> Self {
-        Self { cache, feature, sample, token, activation }
+    /// The activations of `feature`, one of the split's.
+    pub(crate) fn of_split(cache: &'a Cache, split: &'a SplitFile, feature: FeatureId) -> Self {
+        let entries = split.entries(feature.index());
+        Self {
+            cache,
+            feature,
+            sample: &split.samples()[entries.clone()],
+            token: split.tokens().slice(entries.clone()),
+            activation: split.values().slice(entries),
+        }
     }
 
     /// The feature.
@@ -97,8 +99,9 @@ impl<'a> FeatureSlice<'a> {
         let mut rest = *self;
         std::iter::from_fn(move || {
             let &first = rest.sample.first()?;
-            // At least one, so that a file that is not sorted cannot keep the iterator in place.
-            let count = rest.sample.partition_point(|&sample| sample <= first).max(1);
+            // A sample has few of a feature's activations. At least one, so that a file that is not sorted cannot keep the
+            // iterator in place.
+            let count = rest.sample.iter().take_while(|&&sample| sample == first).count();
             let group = rest.range(0..count);
             rest = rest.range(count..rest.len());
             Some((SampleId(first), group))
@@ -109,6 +112,13 @@ impl<'a> FeatureSlice<'a> {
     pub fn in_sample(&self, sample: SampleId) -> FeatureSlice<'a> {
         let start = self.sample.partition_point(|&s| s < sample.0);
         let count = self.sample[start..].partition_point(|&s| s <= sample.0);
+        self.range(start..start + count)
+    }
+
+    /// The activations in samples of a range.
+    pub(crate) fn in_samples(&self, samples: Range<u64>) -> Self {
+        let start = self.sample.partition_point(|&s| u64::from(s) < samples.start);
+        let count = self.sample[start..].partition_point(|&s| u64::from(s) < samples.end);
         self.range(start..start + count)
     }
 

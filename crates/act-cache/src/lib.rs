@@ -30,56 +30,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # Format, version 1
-//!
-//! ```text
-//! <cache>/
-//!   manifest.json                        what the cache is about and which files it has
-//!   samples.jsonl                        one line per sample, ascending by sample
-//!   <hook point>/{start}_{last}.safetensors   the activations of latents start ..= last
-//! ```
-//!
-//! Other files in the folder are none of the cache's business (a binary's `run.json`, say).
-//!
-//! ## Splits
-//!
-//! A hook point of `width` latents has `s` split files. Split `i` holds the latents from `⌊i·width/s⌋` up to but
-//! not including `⌊(i+1)·width/s⌋`; the file is named after the first and the last latent it holds, as msae
-//! names them. Every latent is in one split. A split is a safetensors file with four tensors, where `l` is
-//! its number of latents and `n` its number of activations:
-//!
-//! | tensor | shape | dtype | content |
-//! |---|---|---|---|
-//! | `latent_offsets` | `[l + 1]` | U64 | activations of latent `start + i` are entries `offsets[i] .. offsets[i + 1]`; 0 first, `n` last, never falling |
-//! | `sample` | `[n]` | U32 | the sample, as in samples.jsonl |
-//! | `token` | `[n]` | U16 or U32 | position in the sample's token sequence |
-//! | `activation` | `[n]` | F32, F16 or BF16 | the activation, finite and not zero |
-//!
-//! Entries of a latent ascend by (sample, token), with no pair twice. Positions count the whole sequence after
-//! image placeholders were expanded, 0 being its first token (BOS, if the model has one) whether or not that
-//! position is stored. `token` is U16 in all splits of a cache if no stored position is above 65,535. An
-//! activation takes 8 to 12 bytes, 10 with F32 values and sequences below 65,536 tokens.
-//!
-//! Tensors lie in the order of falling element size, those of one size in the order above, without gaps, after a
-//! header padded with spaces to a multiple of 8 bytes: every tensor is aligned to its element within the file,
-//! and one content has one sequence of bytes. All numbers are little-endian.
-//!
-//! ## manifest.json
-//!
-//! The fields of [`Manifest`]. Hashes are SHA-256 in lower-case hex over whole files. `filters`, if there, lists
-//! per hook point the only features that were stored; every other one is *not cached*, which is not the same
-//! as never active. `token_layout.base` is where the base tile (the whole image) lies in every sample with an
-//! image: `rows · cols` positions from `start`, row by row; a sample whose image begins elsewhere has its own
-//! `base_start`.
-//!
-//! ## samples.jsonl
-//!
-//! One [`SampleRecord`] per line. A sample without any activation has its line as well.
-//!
-//! ## Versions
-//!
-//! A reader ignores members it does not know, so later writers may add members and files. A change that would
-//! mislead a reader of version 1 raises `version`, and readers refuse a version they do not know.
+//! The format is specified in [docs/cache-format.md](https://github.com/lmm-sae/lmm-sae/blob/main/docs/cache-format.md), so that
+//! other languages can read it.
 //!
 //! # What is checked when
 //!
@@ -90,31 +42,59 @@
 //!
 //! # Writing
 //!
-//! Codes of hook points collect in a buffer; above the memory budget the buffer is sorted by (latent, sample,
-//! token) and spilled as a run. Samples come in ascending order, so the entries of a latent in one run precede
-//! those in the next, and merging is joining: the bytes do not depend on the budget. All happens in a hidden
-//! folder beside the target, renamed by [`CacheWriter::finish`] and removed if that is never reached.
+//! [`CacheWriter`] writes a cache in one go. [`PartWriter`] writes one worker's part of it and survives a kill at any moment;
+//! [`merge()`] joins the parts. Either way codes collect in buffers of a fixed size, which are sorted by (latent, sample,
+//! token) and spilled as runs. Samples only rise from run to run and from part to part, so merging is appending, and the bytes
+//! depend neither on the memory budget, nor on kills, nor on the number of workers.
 
 #[cfg(target_endian = "big")]
 compile_error!("act-cache maps little-endian files as they are");
 
+mod check;
+mod diagnose;
+mod discard;
+mod drift;
 mod error;
 mod feature;
+mod files;
+mod finding;
+pub mod foreign;
+#[cfg(test)]
+mod fuzz;
 mod hash;
+mod header;
+mod job;
+mod ledger;
 mod manifest;
+mod merge;
 mod mmap;
-mod rank;
+mod part;
+mod query;
 mod reader;
 mod runs;
 mod split;
+mod split_writer;
+mod tensor_file;
+mod tokens;
+mod verify;
 mod writer;
 
+pub use discard::discard_parts;
+pub use drift::DatasetSample;
 pub use error::CacheError;
 pub use feature::{Activation, FeatureSlice};
+pub use finding::{Finding, Severity};
+pub use job::CacheJob;
 pub use manifest::{
     ActivationDtype, BaseTile, CacheDescription, Counts, DatasetSource, HookDescription, HookManifest,
-    Manifest, SaeSource, SampleRecord, SplitManifest, TokenLayoutDescription,
+    Manifest, SaeSource, SampleRecord, SplitManifest, TokenLayoutDescription, TokensManifest,
 };
-pub use rank::{Duplicates, FeatureStatistics, RankedSample};
+pub use merge::{MergeLock, lock_for_merge, merge, missing_parts, part_notes};
+pub use part::{PartWriter, SampleCodes, Shard};
+pub use query::{
+    CoOccurrence, Duplicates, FeatureStatistics, RankedSample, Ranking, SampleActivation, SampleView,
+    Selection, Together,
+};
 pub use reader::{Cache, HookCache};
-pub use writer::{CacheWriter, SampleCodes, WriterOptions};
+pub use tokens::CachedTokens;
+pub use writer::{CacheWriter, WriterOptions};

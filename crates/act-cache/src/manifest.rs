@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sae_types::{FeatureId, Filters, HookPoint, SampleId};
+use sae_types::{FeatureId, Filters, HookPoint, SampleId, TokenIndex};
 use serde::{Deserialize, Serialize};
 
 use crate::CacheError;
+use crate::tokens::TOKENS_FILE;
 
 /// What `format` says in every manifest.
 const FORMAT: &str = "lmm-sae activation cache";
@@ -17,7 +18,7 @@ pub(crate) const MANIFEST_FILE: &str = "manifest.json";
 pub(crate) const SAMPLES_FILE: &str = "samples.jsonl";
 
 /// What a cache is about: what its writer must know beforehand.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CacheDescription {
     /// Name or folder of the model.
     pub model: String,
@@ -32,14 +33,16 @@ pub struct CacheDescription {
 }
 
 /// One hook point of a cache to be written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookDescription {
     /// The sparse autoencoder whose latents are stored.
     pub sae: SaeSource,
     /// How many latents it has.
     pub width: usize,
-    /// How many of them are on per token, at most.
+    /// How many of them are on per token: at most, or of BatchTopK on average.
     pub k: usize,
+    /// Where a transcoder reads: the hook point of its module's input. `None` where the autoencoder reads the hook point itself.
+    pub reads: Option<HookPoint>,
 }
 
 /// A sparse autoencoder by place and content.
@@ -71,6 +74,9 @@ pub struct TokenLayoutDescription {
     pub prompt: Option<String>,
     /// Where the base tile lies in every sample with an image.
     pub base: Option<BaseTile>,
+    /// The first position of a sample that is encoded: 1 where BOS is left out.
+    #[serde(default)]
+    pub first: u32,
 }
 
 /// The tokens of the tile that shows the whole image: `rows * cols` positions from `start`, row by row.
@@ -94,10 +100,10 @@ pub struct SampleRecord {
     pub id: Option<String>,
     /// Length of its token sequence, image placeholders expanded.
     pub n_tokens: u32,
-    /// Pixels of the image from left to right; 0 without an image.
+    /// Pixels of the image from left to right; 0 without an image, or where the size is not known.
     #[serde(default)]
     pub width: u32,
-    /// Pixels of the image from top to bottom; 0 without an image.
+    /// Pixels of the image from top to bottom; 0 without an image, or where the size is not known.
     #[serde(default)]
     pub height: u32,
     /// Hash of the image, by which duplicates are told.
@@ -109,6 +115,9 @@ pub struct SampleRecord {
     /// Where this sample's base tile starts, if not where [`TokenLayoutDescription::base`] says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_start: Option<u32>,
+    /// The positions `[start, end)` that each of its images takes, base tile, high-resolution patches and newlines; ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_tokens: Vec<[u32; 2]>,
 }
 
 /// How activations are stored.
@@ -157,8 +166,20 @@ pub struct Manifest {
     pub counts: Counts,
     /// Hash of samples.jsonl.
     pub samples_sha256: String,
+    /// The token ids of all samples, if the cache keeps them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokensManifest>,
     /// What there is per hook point.
     pub hooks: BTreeMap<HookPoint, HookManifest>,
+}
+
+/// The file of token ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokensManifest {
+    /// Its path within the cache.
+    pub file: String,
+    /// Its hash.
+    pub sha256: String,
 }
 
 /// How much a cache holds.
@@ -179,10 +200,19 @@ pub struct HookManifest {
     pub sae: SaeSource,
     /// How many latents it has.
     pub width: usize,
-    /// How many of them are on per token, at most.
+    /// How many of them are on per token: at most, or of BatchTopK on average.
     pub k: usize,
+    /// Where a transcoder reads; absent where the autoencoder reads the hook point itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads: Option<HookPoint>,
     /// How many tokens went through the sparse autoencoder: what densities are relative to.
     pub tokens: u64,
+    /// How many of these are an image's.
+    #[serde(default)]
+    pub image_tokens: u64,
+    /// Features whose activations were lost before this cache was made (by the program it was imported from); ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<FeatureId>,
     /// Its files, ascending by latent.
     pub splits: Vec<SplitManifest>,
 }
@@ -234,9 +264,9 @@ impl BaseTile {
 }
 
 impl SampleRecord {
-    /// Whether the sample has an image.
+    /// Whether the sample has an image: its size is known, or at least which tokens are an image's.
     pub fn has_image(&self) -> bool {
-        self.width > 0 && self.height > 0
+        (self.width > 0 && self.height > 0) || !self.image_tokens.is_empty()
     }
 
     /// The positions of the sample's base tile, where the cache's layout names one and the sample has an image.
@@ -246,6 +276,14 @@ impl SampleRecord {
         let end = start.checked_add(base.n_tokens()?)?;
         (end <= self.n_tokens).then_some(start..end)
     }
+
+    /// Whether `token` is an image's: within [`SampleRecord::image_tokens`] or, in a record that has none, on the base tile.
+    pub fn is_image_token(&self, token: TokenIndex, layout: &TokenLayoutDescription) -> bool {
+        if self.image_tokens.is_empty() {
+            return self.base_tokens(layout).is_some_and(|base| base.contains(&token.0));
+        }
+        self.image_tokens.iter().any(|&[start, end]| (start..end).contains(&token.0))
+    }
 }
 
 impl Manifest {
@@ -254,6 +292,7 @@ impl Manifest {
         activation_dtype: ActivationDtype,
         counts: Counts,
         samples_sha256: String,
+        tokens: Option<TokensManifest>,
         hooks: BTreeMap<HookPoint, HookManifest>,
     ) -> Self {
         let CacheDescription { model, dataset, token_layout, filters, hooks: _ } = description;
@@ -268,22 +307,28 @@ impl Manifest {
             filters,
             counts,
             samples_sha256,
+            tokens,
             hooks,
         }
     }
 
-    /// Whether `feature` of `hook` was stored wherever it was active.
+    /// Whether `feature` of `hook` was stored wherever it was active: the filters, if any, have it, and it was not lost.
     pub fn stores(&self, hook: &HookPoint, feature: FeatureId) -> bool {
         let wanted = |filters: &Filters| {
             filters.features(hook).is_some_and(|wanted| wanted.binary_search(&feature).is_ok())
         };
-        self.filters.as_ref().is_none_or(wanted)
+        let lost = |entry: &HookManifest| entry.lost.binary_search(&feature).is_ok();
+        self.filters.as_ref().is_none_or(wanted) && !self.hooks.get(hook).is_some_and(lost)
     }
 
     pub(crate) fn read(path: &Path) -> Result<Self, CacheError> {
-        let text = std::fs::read(path).map_err(CacheError::io("read", path))?;
+        Self::parse(path, &std::fs::read(path).map_err(CacheError::io("read", path))?)
+    }
+
+    /// As [`Manifest::read`], of the bytes of the file.
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Self, CacheError> {
         let json = |source| CacheError::Json { path: path.to_owned(), line: None, source };
-        let signature: Signature = serde_json::from_slice(&text).map_err(json)?;
+        let signature: Signature = serde_json::from_slice(text).map_err(json)?;
         let field = |field: &str, expected: String, got: String| CacheError::Field {
             path: path.to_owned(),
             field: field.to_owned(),
@@ -298,7 +343,12 @@ impl Manifest {
             let got = signature.version.map_or_else(|| "absent".to_owned(), |version| version.to_string());
             return Err(field("version", format!("{VERSION}, the one this program reads"), got));
         }
-        let manifest: Self = serde_json::from_slice(&text).map_err(json)?;
+        let manifest: Self = serde_json::from_slice(text).map_err(json)?;
+        if let Some(tokens) = &manifest.tokens
+            && tokens.file != TOKENS_FILE
+        {
+            return Err(field("tokens.file", format!("{TOKENS_FILE:?}"), format!("{:?}", tokens.file)));
+        }
         for (hook, entry) in &manifest.hooks {
             if let Some((what, expected, got)) = entry.flaw(hook) {
                 return Err(field(&format!("hooks.{hook}.{what}"), expected, got));

@@ -1,15 +1,14 @@
 //! [`Cache`] and [`HookCache`]: a cache folder, memory-mapped.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use sae_types::{FeatureId, HookPoint, SampleId};
 
 use crate::feature::FeatureSlice;
 use crate::manifest::{MANIFEST_FILE, SAMPLES_FILE};
 use crate::split::SplitFile;
-use crate::{CacheError, HookManifest, Manifest, SampleRecord, hash};
+use crate::tokens::CachedTokens;
+use crate::{CacheError, HookManifest, Manifest, SampleRecord, SplitManifest, hash};
 
 /// An open cache. See the [crate documentation](crate) for what is checked when.
 #[derive(Debug)]
@@ -26,6 +25,7 @@ pub struct HookCache<'c> {
     hook: HookPoint,
     entry: &'c HookManifest,
     splits: Vec<SplitFile>,
+    n_image_tokens: u64,
 }
 
 impl Cache {
@@ -37,6 +37,12 @@ impl Cache {
         let manifest = Manifest::read(&dir.join(MANIFEST_FILE))?;
         let samples = read_samples(&dir.join(SAMPLES_FILE), &manifest)?;
         Ok(Self { dir: dir.to_owned(), manifest, samples })
+    }
+
+    /// A cache whose files are in memory.
+    #[cfg(test)]
+    pub(crate) fn of_parts(manifest: Manifest, samples: Vec<SampleRecord>) -> Self {
+        Self { dir: PathBuf::from("cache"), manifest, samples }
     }
 
     /// What the cache is about.
@@ -75,36 +81,53 @@ impl Cache {
             hook: hook.clone(),
             known: self.manifest.hooks.keys().cloned().collect(),
         })?;
-        let open = |split: &crate::SplitManifest| {
-            let path = self.dir.join(&split.file);
-            SplitFile::open(&path, split.start..split.end, split.n, self.manifest.activation_dtype)
-        };
-        let splits = entry.splits.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(HookCache { cache: self, hook: hook.clone(), entry, splits })
+        let splits = entry.splits.iter().map(|split| self.open_split(split)).collect::<Result<_, _>>()?;
+        let layout = &self.manifest.token_layout;
+        let unlisted = self.samples.iter().filter(|record| record.image_tokens.is_empty());
+        let on_base: u64 =
+            unlisted.filter_map(|record| record.base_tokens(layout)).map(|base| base.len() as u64).sum();
+        let n_image_tokens = (entry.image_tokens + on_base).min(entry.tokens);
+        Ok(HookCache { cache: self, hook: hook.clone(), entry, splits, n_image_tokens })
     }
 
-    /// Reads every byte: hashes, order, samples, positions and values.
+    pub(crate) fn open_split(&self, split: &SplitManifest) -> Result<SplitFile, CacheError> {
+        let path = self.dir.join(&split.file);
+        SplitFile::open(&path, split.start..split.end, split.n, self.manifest.activation_dtype)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Maps the token ids, if the cache keeps them.
     ///
     /// # Errors
-    /// Names the first thing that breaks the format.
-    pub fn verify(&self) -> Result<(), CacheError> {
-        for hook in self.hooks() {
-            let hook = self.hook(hook)?;
-            let pairs: Vec<_> = hook.splits.iter().zip(&hook.entry.splits).collect();
-            pairs.par_iter().try_for_each(|(split, entry)| {
-                let got = split.sha256();
-                if got != entry.sha256 {
-                    let expected = entry.sha256.clone();
-                    return Err(CacheError::Hash { path: split.path().to_owned(), expected, got });
-                }
-                split.latents().try_for_each(|latent| hook.verify_feature(split, latent))
-            })?;
-        }
-        Ok(())
+    /// When the file is missing or does not fit samples.jsonl.
+    pub fn tokens(&self) -> Result<Option<CachedTokens>, CacheError> {
+        let Some(entry) = &self.manifest.tokens else { return Ok(None) };
+        let lengths = self.samples.iter().map(|record| record.n_tokens);
+        CachedTokens::open(&self.dir.join(&entry.file), lengths).map(Some)
     }
 }
 
 impl<'c> HookCache<'c> {
+    /// As [`Cache::hook`], of splits in memory.
+    #[cfg(test)]
+    pub(crate) fn of_splits(cache: &'c Cache, hook: &HookPoint, splits: Vec<SplitFile>) -> Self {
+        let entry = &cache.manifest.hooks[hook];
+        Self { cache, hook: hook.clone(), entry, splits, n_image_tokens: entry.image_tokens }
+    }
+
+    /// Reads every entry, as [`Cache::verify`] does, hashes aside.
+    #[cfg(test)]
+    pub(crate) fn verify_entries(&self) -> Result<(), CacheError> {
+        self.splits.iter().try_for_each(|split| {
+            let check =
+                |latent: usize| self.cache.verify_feature(&self.hook, split, FeatureId(latent as u32));
+            split.latents().try_for_each(check)
+        })
+    }
+
     /// The hook point.
     pub fn hook(&self) -> &HookPoint {
         &self.hook
@@ -120,7 +143,7 @@ impl<'c> HookCache<'c> {
         self.entry.width
     }
 
-    /// How many latents are on per token, at most.
+    /// How many latents are on per token: at most, or of BatchTopK on average; 0 where an import did not know.
     pub fn k(&self) -> usize {
         self.entry.k
     }
@@ -130,14 +153,21 @@ impl<'c> HookCache<'c> {
         self.entry.tokens
     }
 
-    /// The features that were stored wherever they were active: all of them, or those in the filters.
+    /// How many of [`HookCache::n_tokens`] are an image's, as [`SampleRecord::is_image_token`] tells them.
+    pub fn n_image_tokens(&self) -> u64 {
+        self.n_image_tokens
+    }
+
+    /// The features that were stored wherever they were active: all of them, or those in the filters, without lost ones.
     pub fn stored(&self) -> Vec<FeatureId> {
+        let lost = &self.entry.lost;
+        let stored =
+            |feature: &FeatureId| feature.index() < self.width() && lost.binary_search(feature).is_err();
         match &self.cache.manifest.filters {
             Some(filters) => {
-                let wanted = filters.features(&self.hook).unwrap_or_default();
-                wanted.iter().copied().filter(|feature| feature.index() < self.width()).collect()
+                filters.features(&self.hook).unwrap_or_default().iter().copied().filter(stored).collect()
             }
-            None => (0..self.width() as u32).map(FeatureId).collect(),
+            None => (0..self.width() as u32).map(FeatureId).filter(stored).collect(),
         }
     }
 
@@ -162,63 +192,36 @@ impl<'c> HookCache<'c> {
             .filter(|slice| !slice.is_empty())
     }
 
+    pub(crate) fn splits(&self) -> &[SplitFile] {
+        &self.splits
+    }
+
     /// As [`HookCache::feature`], of a feature below the width.
     pub(crate) fn slice(&self, feature: FeatureId) -> FeatureSlice<'_> {
         let latent = feature.index();
         let at = self.splits.partition_point(|split| split.latents().end <= latent);
         let split = &self.splits[at];
-        self.slice_of(split, feature, split.entries(latent))
+        FeatureSlice::of_split(self.cache, split, feature)
     }
 
-    fn slice_of<'a>(
-        &'a self,
-        split: &'a SplitFile,
-        feature: FeatureId,
-        entries: Range<usize>,
-    ) -> FeatureSlice<'a> {
-        FeatureSlice::new(
-            self.cache,
-            feature,
-            &split.samples()[entries.clone()],
-            split.tokens().slice(entries.clone()),
-            split.values().slice(entries),
-        )
-    }
-
-    fn verify_feature(&self, split: &SplitFile, latent: usize) -> Result<(), CacheError> {
-        let feature = FeatureId(latent as u32);
-        let slice = self.slice_of(split, feature, split.entries(latent));
-        let broken = |entry: usize, problem: String| {
-            Err(CacheError::Entry { path: split.path().to_owned(), feature, entry, problem })
-        };
-        if !slice.is_empty() && !self.cache.manifest.stores(&self.hook, feature) {
-            return broken(0, "the filters leave this feature out".to_owned());
-        }
-        let mut before = None;
-        for (entry, activation) in slice.iter().enumerate() {
-            let (sample, token, value) = (activation.sample, activation.token, activation.value);
-            if before.is_some_and(|before| before >= (sample, token)) {
-                return broken(entry, format!("sample {sample}, token {token} is out of order"));
-            }
-            before = Some((sample, token));
-            match self.cache.sample(sample) {
-                None => return broken(entry, format!("sample {sample} is not in {SAMPLES_FILE}")),
-                Some(record) if token.0 >= record.n_tokens => {
-                    return broken(entry, format!("sample {sample} has no token {token}"));
-                }
-                Some(_) => {}
-            }
-            if value == 0.0 || !value.is_finite() {
-                return broken(entry, format!("activation {value} is zero or not finite"));
-            }
-        }
-        Ok(())
+    /// The file that holds `latent`, one below the width.
+    pub(crate) fn split_path(&self, latent: usize) -> &Path {
+        let at = self.splits.partition_point(|split| split.latents().end <= latent);
+        self.splits[at].path()
     }
 }
 
 fn read_samples(path: &Path, manifest: &Manifest) -> Result<Vec<SampleRecord>, CacheError> {
-    let text = std::fs::read(path).map_err(CacheError::io("read", path))?;
-    let got = hash::sha256(&text);
+    parse_samples(path, &std::fs::read(path).map_err(CacheError::io("read", path))?, manifest)
+}
+
+/// The records in the bytes of samples.jsonl.
+pub(crate) fn parse_samples(
+    path: &Path,
+    text: &[u8],
+    manifest: &Manifest,
+) -> Result<Vec<SampleRecord>, CacheError> {
+    let got = hash::sha256(text);
     if got != manifest.samples_sha256 {
         let expected = manifest.samples_sha256.clone();
         return Err(CacheError::Hash { path: path.to_owned(), expected, got });

@@ -1,19 +1,15 @@
-//! Entries of one hook point on their way to the splits: a buffer, and sorted runs spilled to one file.
+//! [`Buffer`]: the entries of one hook point until they are spilled as a sorted run.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 
-use bytemuck::{Pod, Zeroable};
-use memmap2::Mmap;
 use rayon::slice::ParallelSliceMut;
 
-use crate::{CacheError, mmap};
+use crate::split::TokenDtype;
+use crate::split_writer::SplitWriter;
+use crate::{ActivationDtype, CacheError};
 
 /// One activation, with all its coordinates.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     pub(crate) latent: u32,
     pub(crate) sample: u32,
@@ -21,93 +17,70 @@ pub(crate) struct Entry {
     pub(crate) value: f32,
 }
 
-/// Sorted runs in the order they were pushed: the samples of one run all precede those of the next.
-pub(crate) struct Runs {
-    buffer: Vec<Entry>,
-    path: PathBuf,
-    file: Option<BufWriter<File>>,
-    /// Entries within the file.
-    spilled: Vec<Range<usize>>,
+/// Entries in the order of their samples and tokens, as many as there is room for.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    entries: Vec<Entry>,
+    capacity: usize,
 }
 
-/// Runs complete and ready to be joined.
-pub(crate) struct SortedRuns {
-    last: Vec<Entry>,
-    map: Option<Mmap>,
-    spilled: Vec<Range<usize>>,
-}
+impl Buffer {
+    /// The fewest entries a buffer has room for.
+    const SMALLEST: usize = 64;
 
-impl Runs {
-    /// Spills to `path` when told to.
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { buffer: Vec::new(), path, file: None, spilled: Vec::new() }
+    /// A buffer of at most `bytes`. The memory is taken as it is filled, where the operating system allows.
+    pub(crate) fn new(bytes: usize) -> Self {
+        let capacity = (bytes / size_of::<Entry>()).max(Self::SMALLEST);
+        Self { entries: Vec::new(), capacity }
     }
 
-    /// How many entries are held in memory.
-    pub(crate) fn buffered(&self) -> usize {
-        self.buffer.len()
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
-    /// Makes room for `additional` entries, growing by at least a quarter of what is there.
-    pub(crate) fn reserve(&mut self, additional: usize) {
-        if self.buffer.capacity() - self.buffer.len() < additional {
-            self.buffer.reserve_exact(additional.max(self.buffer.len() / 4));
-        }
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.entries.len() == self.capacity
+    }
+
+    pub(crate) fn has_room_for(&self, additional: usize) -> bool {
+        self.capacity - self.entries.len() >= additional
+    }
+
+    /// Takes the memory, all at once: growing would hold the old and the new block together.
+    pub(crate) fn reserve(&mut self) -> Result<(), CacheError> {
+        let bytes = self.capacity * size_of::<Entry>();
+        self.entries.try_reserve_exact(self.capacity).map_err(|_| CacheError::Memory { bytes })
     }
 
     pub(crate) fn push(&mut self, entry: Entry) {
-        self.buffer.push(entry);
+        self.entries.push(entry);
     }
 
-    /// Writes the buffer as a run and gives its memory back.
-    pub(crate) fn spill(&mut self) -> Result<(), CacheError> {
-        if self.buffer.is_empty() {
-            return Ok(());
+    /// Writes the entries to `path` as a split of all `width` latents and empties the buffer. Gives their number and the
+    /// file's hash.
+    ///
+    /// Samples and tokens only rise from one run to the next, so the entries of a latent in one run precede those in the
+    /// next, and joining runs is appending.
+    pub(crate) fn spill(
+        &mut self,
+        path: &Path,
+        width: usize,
+        activation_dtype: ActivationDtype,
+    ) -> Result<(u64, String), CacheError> {
+        // No two entries share their coordinates, so the order is the same however the sort goes about it.
+        self.entries.par_sort_unstable_by_key(|entry| (entry.latent, entry.sample, entry.token));
+        let largest = self.entries.iter().map(|entry| entry.token).max().unwrap_or(0);
+        let n = self.entries.len() as u64;
+        let token_dtype = TokenDtype::for_largest(largest);
+        let mut split = SplitWriter::create(path, 0..width, n, token_dtype, activation_dtype)?;
+        for entry in &self.entries {
+            split.push(entry.latent as usize, entry.sample, entry.token, entry.value)?;
         }
-        sort(&mut self.buffer);
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => {
-                let file = File::create(&self.path).map_err(CacheError::io("create", &self.path))?;
-                none.insert(BufWriter::new(file))
-            }
-        };
-        file.write_all(bytemuck::cast_slice(&self.buffer)).map_err(CacheError::io("write", &self.path))?;
-        let start = self.spilled.last().map_or(0, |run| run.end);
-        self.spilled.push(start..start + self.buffer.len());
-        self.buffer = Vec::new();
-        Ok(())
+        self.entries.clear();
+        Ok((n, split.finish()?))
     }
-
-    pub(crate) fn finish(mut self) -> Result<SortedRuns, CacheError> {
-        sort(&mut self.buffer);
-        let map = match self.file.take() {
-            Some(mut file) => {
-                file.flush().map_err(CacheError::io("write", &self.path))?;
-                Some(mmap::map(&self.path)?)
-            }
-            None => None,
-        };
-        Ok(SortedRuns { last: self.buffer, map, spilled: self.spilled })
-    }
-}
-
-impl SortedRuns {
-    /// Per run the entries of latents `start .. end`.
-    pub(crate) fn latents(&self, start: usize, end: usize) -> Vec<&[Entry]> {
-        let entries: &[Entry] = self.map.as_deref().map_or(&[], bytemuck::cast_slice);
-        let spilled = self.spilled.iter().map(|run| &entries[run.clone()]);
-        let cut =
-            |run: &'_ [Entry], latent: usize| run.partition_point(|entry| (entry.latent as usize) < latent);
-        spilled
-            .chain([self.last.as_slice()])
-            .map(|run| &run[cut(run, start)..cut(run, end)])
-            .filter(|run| !run.is_empty())
-            .collect()
-    }
-}
-
-/// No two entries share their coordinates, so the order is the same however the sort goes about it.
-fn sort(entries: &mut [Entry]) {
-    entries.par_sort_unstable_by_key(|entry| (entry.latent, entry.sample, entry.token));
 }

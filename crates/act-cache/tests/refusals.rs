@@ -6,7 +6,10 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use act_cache::{ActivationDtype, Cache, CacheError, CacheWriter, SampleCodes, SampleRecord, WriterOptions};
+use act_cache::{
+    ActivationDtype, Cache, CacheError, CacheWriter, Duplicates, Ranking, SampleCodes, SampleRecord,
+    Selection, Together, WriterOptions,
+};
 use common::{description, files, hook, small};
 use proptest::prelude::*;
 use sae_types::{FeatureId, HookPoint, SampleId, SparseCodes};
@@ -26,9 +29,17 @@ fn read_all(dir: &Path) -> Result<(), CacheError> {
     let layer = cache.hook(&hook())?;
     for slice in layer.features() {
         let _ = slice.iter().map(|activation| f64::from(activation.value)).sum::<f64>();
-        slice.top_samples_by_base_mean(3, act_cache::Duplicates::Drop)?;
+        for ranking in [Ranking::BaseMean, Ranking::BaseMax, Ranking::Max] {
+            slice.pick(ranking, Selection::Top(3), Duplicates::Drop)?;
+            slice.pick(ranking, Selection::Quantiles { parts: 2, per_part: 2, seed: 1 }, Duplicates::Keep)?;
+        }
     }
     layer.statistics();
+    let all: Vec<FeatureId> = (0..10).map(FeatureId).collect();
+    layer.co_occurrence(&all, Together::Token)?;
+    layer.co_occurrence(&all, Together::Sample)?;
+    layer.sample(SampleId(3))?;
+    cache.findings();
     cache.verify()
 }
 

@@ -2,54 +2,10 @@
 
 mod common;
 
-use act_cache::{ActivationDtype, Cache, Duplicates, WriterOptions};
-use common::{BASE, Dense, DenseSample, description, files, hook, small};
-use half::{bf16, f16};
+use act_cache::{ActivationDtype, Cache, Duplicates, Ranking, Selection, WriterOptions};
+use common::{dense, description, dtype, files, hook, rounded, small};
 use proptest::prelude::*;
 use sae_types::{FeatureId, Filters, SampleId};
-
-fn dense() -> impl Strategy<Value = Dense> {
-    let value = prop_oneof![3 => Just(0.0f32), 1 => (1u32..400).prop_map(|n| n as f32 / 64.0)];
-    (1usize..12).prop_flat_map(move |width| {
-        let row = prop::collection::vec(value.clone(), width);
-        let values = prop::collection::vec(row, 0..8);
-        let samples = prop::collection::vec((1u32..5, values), 0..8).prop_map(|samples| {
-            let mut at = 0;
-            let place = |(step, values)| {
-                at += step;
-                DenseSample { sample: at - 1, values }
-            };
-            samples.into_iter().map(place).collect()
-        });
-        samples.prop_map(move |samples| Dense { width, samples })
-    })
-}
-
-fn dtype() -> impl Strategy<Value = ActivationDtype> {
-    prop_oneof![Just(ActivationDtype::F32), Just(ActivationDtype::F16), Just(ActivationDtype::Bf16)]
-}
-
-fn rounded(dtype: ActivationDtype, value: f32) -> f32 {
-    match dtype {
-        ActivationDtype::F32 => value,
-        ActivationDtype::F16 => f16::from_f32(value).to_f32(),
-        ActivationDtype::Bf16 => bf16::from_f32(value).to_f32(),
-    }
-}
-
-/// Means over the base tile, from the dense model: score and sample, best first.
-fn ranking(dense: &Dense, dtype: ActivationDtype, latent: usize) -> Vec<(f64, u32)> {
-    let mut means: Vec<(f64, u32)> = Vec::new();
-    for sample in dense.samples.iter().filter(|sample| sample.record().has_image()) {
-        let tokens = &sample.values[BASE.start as usize..][..4];
-        let sum: f64 = tokens.iter().map(|row| f64::from(rounded(dtype, row[latent]))).sum();
-        if sum > 0.0 {
-            means.push((sum / 4.0, sample.sample));
-        }
-    }
-    means.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    means
-}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
@@ -93,15 +49,6 @@ proptest! {
             prop_assert_eq!(facts.max, want.iter().map(|entry| entry.2).fold(0.0, f32::max));
             let sum: f64 = want.iter().map(|entry| f64::from(entry.2)).sum();
             prop_assert_eq!(facts.mean, if want.is_empty() { 0.0 } else { sum / want.len() as f64 });
-
-            let ranking = ranking(&dense, dtype, latent);
-            let top = slice.top_samples_by_base_mean(3, Duplicates::Keep).unwrap();
-            let got: Vec<_> = top.iter().map(|ranked| (ranked.score, ranked.sample.0)).collect();
-            prop_assert_eq!(&got, &ranking[..ranking.len().min(3)]);
-            let mut seen = std::collections::HashSet::new();
-            let distinct: Vec<_> = ranking.into_iter().filter(|(_, sample)| seen.insert(sample % 3)).take(2).collect();
-            let top = slice.top_samples_by_base_mean(2, Duplicates::Drop).unwrap();
-            prop_assert_eq!(top.iter().map(|ranked| (ranked.score, ranked.sample.0)).collect::<Vec<_>>(), distinct);
         }
         let active: Vec<_> = layer.features().map(|slice| slice.feature().index()).collect();
         let want: Vec<_> = (0..dense.width).filter(|&latent| !dense.feature(latent).is_empty()).collect();
@@ -203,7 +150,7 @@ fn filters_drop_other_features_and_the_reader_says_so() {
     assert_eq!(layer.feature(FeatureId(7)).unwrap().len(), dense.feature(7).len());
     assert_eq!(
         layer.feature(FeatureId(3)).unwrap_err().to_string(),
-        "feature 3 of model.layers.3 is not in the filters this cache was made with: make one that includes it"
+        "feature 3 of model.layers.3 is not in this cache: make one whose filters include it"
     );
     assert_eq!(layer.statistics().len(), 2);
 }
@@ -232,27 +179,7 @@ fn a_sample_may_have_its_base_tile_elsewhere() {
     writer.finish().unwrap();
     let cache = Cache::open(&dir).unwrap();
     let layer = cache.hook(&hook()).unwrap();
-    let means = layer.feature(FeatureId(0)).unwrap().base_means().unwrap();
-    assert_eq!(means.iter().map(|ranked| ranked.score).collect::<Vec<_>>(), [0.0, 0.5]);
-}
-
-#[test]
-fn of_equal_samples_the_lower_comes_first() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path().join("cache");
-    let samples = [0, 1, 2, 4, 5].map(|sample| {
-        let value = if sample == 2 { 3.0 } else { 1.0 };
-        DenseSample { sample, values: vec![vec![value]; 5] }
-    });
-    let dense = Dense { width: 1, samples: samples.to_vec() };
-    dense.write(&dir, description(1), WriterOptions { n_splits: 1, ..WriterOptions::default() }).unwrap();
-    let cache = Cache::open(&dir).unwrap();
-    let layer = cache.hook(&hook()).unwrap();
     let slice = layer.feature(FeatureId(0)).unwrap();
-    let top = |n, duplicates| -> Vec<u32> {
-        let top = slice.top_samples_by_base_mean(n, duplicates).unwrap();
-        top.iter().map(|ranked| ranked.sample.0).collect()
-    };
-    assert_eq!(top(4, Duplicates::Keep), [2, 0, 1, 4]);
-    assert_eq!(top(4, Duplicates::Drop), [2, 0, 1], "4 shows the image of 1, 5 that of 2");
+    let ranked = slice.pick(Ranking::BaseMean, Selection::Top(9), Duplicates::Keep).unwrap();
+    assert_eq!(ranked.iter().map(|ranked| (ranked.sample.0, ranked.score)).collect::<Vec<_>>(), [(1, 0.5)]);
 }

@@ -1,6 +1,6 @@
 //! Which samples show a feature best.
 
-use act_cache::{Duplicates, FeatureSlice};
+use act_cache::{Duplicates, FeatureSlice, Ranking, Selection};
 use sae_types::SampleId;
 
 use crate::{ExplainError, HeatMap};
@@ -24,7 +24,7 @@ pub struct Example {
 pub fn top_examples(feature: &FeatureSlice<'_>, n: usize) -> Result<Vec<Example>, ExplainError> {
     let id = feature.feature();
     let ranked = feature
-        .top_samples_by_base_mean(n, Duplicates::Drop)
+        .pick(Ranking::BaseMean, Selection::Top(n), Duplicates::Drop)
         .map_err(|source| ExplainError::Cache { feature: id, source })?;
     ranked
         .into_iter()

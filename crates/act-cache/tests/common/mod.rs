@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use act_cache::{
-    BaseTile, CacheDescription, CacheError, CacheWriter, DatasetSource, HookDescription, Manifest,
-    SampleCodes, SampleRecord, WriterOptions,
+    ActivationDtype, BaseTile, CacheDescription, CacheError, CacheWriter, DatasetSource, HookDescription,
+    Manifest, SampleCodes, SampleRecord, WriterOptions,
 };
+use half::{bf16, f16};
+use proptest::prelude::*;
 use sae_types::{FeatureId, HookPoint, SampleId, SparseCodes};
 
 /// The base tile of every test sample with an image: tokens 1 to 4.
@@ -108,6 +110,37 @@ pub fn small() -> Dense {
         values: (0..5).map(|token| (0..10).map(|latent| value(sample, token, latent)).collect()).collect(),
     });
     Dense { width: 10, samples: samples.collect() }
+}
+
+/// Any cache of up to 11 latents, 7 samples and 7 tokens per sample.
+pub fn dense() -> impl Strategy<Value = Dense> {
+    let value = prop_oneof![3 => Just(0.0f32), 1 => (1u32..400).prop_map(|n| n as f32 / 64.0)];
+    (1usize..12).prop_flat_map(move |width| {
+        let row = prop::collection::vec(value.clone(), width);
+        let values = prop::collection::vec(row, 0..8);
+        let samples = prop::collection::vec((1u32..5, values), 0..8).prop_map(|samples| {
+            let mut at = 0;
+            let place = |(step, values)| {
+                at += step;
+                DenseSample { sample: at - 1, values }
+            };
+            samples.into_iter().map(place).collect()
+        });
+        samples.prop_map(move |samples| Dense { width, samples })
+    })
+}
+
+pub fn dtype() -> impl Strategy<Value = ActivationDtype> {
+    prop_oneof![Just(ActivationDtype::F32), Just(ActivationDtype::F16), Just(ActivationDtype::Bf16)]
+}
+
+/// What is read back of a stored value.
+pub fn rounded(dtype: ActivationDtype, value: f32) -> f32 {
+    match dtype {
+        ActivationDtype::F32 => value,
+        ActivationDtype::F16 => f16::from_f32(value).to_f32(),
+        ActivationDtype::Bf16 => bf16::from_f32(value).to_f32(),
+    }
 }
 
 /// Every file below `dir` with its bytes.
