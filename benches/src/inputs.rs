@@ -171,7 +171,7 @@ pub fn codes(shape: &Shape, tokens: usize, draw: Draw) -> SparseCodes {
 
 /// The number `index` of a seed, from 0 inclusive to 1 exclusive, of 24 bits.
 #[inline]
-fn unit(seed: u64, index: u64) -> f32 {
+pub fn unit(seed: u64, index: u64) -> f32 {
     let mut bits = (seed << 48).wrapping_add(index).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -1,6 +1,16 @@
 //! Cache a sparse autoencoder's activations over a data set, sorted by feature.
 
+mod args;
+mod compute;
 mod images;
+mod inspect;
+mod merge;
+mod plan;
+mod record;
+mod saes;
+mod stage;
+mod text;
+mod writing;
 
 use std::process::ExitCode;
 
@@ -23,7 +33,15 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the model each image with no words and store which features fire on which patch
-    Images(images::ImagesArgs),
+    #[command(after_help = images::EXAMPLE)]
+    Images(Box<images::ImagesArgs>),
+    /// Run token files or conversations through the model and store which features fire on which token
+    #[command(after_help = text::EXAMPLE)]
+    Text(Box<text::TextArgs>),
+    /// Join the parts that workers wrote, if the last of them could not
+    Merge(merge::MergeArgs),
+    /// Print what a cache holds: its features, their top samples, what fires together, and what is wrong with it
+    Inspect(inspect::InspectArgs),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +50,9 @@ fn main() -> ExitCode {
         args.common.init_logging();
         match &args.command {
             Command::Images(images) => images::run(images, args.torch, &args.common),
+            Command::Text(text) => text::run(text, args.torch, &args.common),
+            Command::Merge(merge) => merge::run(merge, &args.common),
+            Command::Inspect(inspect) => inspect::run(inspect, &args.common),
         }
     })
 }

@@ -219,7 +219,7 @@ impl Stage<'_> {
             Metrics::open(self.checkpoints.folder(), state.metrics_bytes, steps_of(&trainings), tokens)?;
         let mut batches = self.batches(self.order.from(state.samples), state.left_out.clone());
         let progress = Progress::new("training", "samples", Some(self.order.len() as u64));
-        progress.inc(state.samples as u64);
+        progress.skip(state.samples as u64);
 
         while let Some(batch) = batches.next_batch()? {
             state.samples += batch.read;

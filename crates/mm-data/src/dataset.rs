@@ -174,6 +174,21 @@ impl Dataset {
         }
     }
 
+    /// The file record `index` is in, and its number there.
+    ///
+    /// # Panics
+    /// When `index` is not below [`Dataset::len`].
+    #[track_caller]
+    pub fn place(&self, index: usize) -> (PathBuf, usize) {
+        assert!(index < self.len(), "record {index} of a data set of {}", self.len());
+        match &self.source {
+            Source::Parquet(set) => set.place(index),
+            Source::Images(set) => set.place(index),
+            Source::Json(set) => set.place(index),
+            Source::Tokens(set) => set.place(index),
+        }
+    }
+
     /// The error for a record that a later stage could not use (an image that does not decode, say), naming
     /// its file and row.
     ///
@@ -181,13 +196,7 @@ impl Dataset {
     /// When `index` is not below [`Dataset::len`].
     #[track_caller]
     pub fn unusable(&self, index: usize, cause: impl std::error::Error + Send + Sync + 'static) -> DataError {
-        assert!(index < self.len(), "record {index} of a data set of {}", self.len());
-        let (path, row) = match &self.source {
-            Source::Parquet(set) => set.place(index),
-            Source::Images(set) => set.place(index),
-            Source::Json(set) => set.place(index),
-            Source::Tokens(set) => set.place(index),
-        };
+        let (path, row) = self.place(index);
         DataError::Record { path, row, source: RecordError::Unusable(Box::new(cause)) }
     }
 

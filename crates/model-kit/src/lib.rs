@@ -2,6 +2,7 @@
 //!
 //! * [`TorchArgs`]: `--device` and `--dtype`, to flatten into a binary's arguments.
 //! * [`OpenModel`]: a model folder or Hub id, opened as the flags say, and the hidden states of prompts.
+//! * [`SharedModel`]: one model, run by several threads at once.
 //! * [`TokenArgs`]: which tokens of a prompt count.
 //! * [`SampleBatches`]: a data set in batches of inputs, made ready in the background, bad records left out as allowed.
 //! * [`evaluate`]: autoencoders against the live model.
@@ -29,6 +30,7 @@ mod evaluate;
 mod flags;
 mod open;
 mod samples;
+mod shared;
 mod tokens;
 
 pub use error::ModelError;
@@ -36,4 +38,5 @@ pub use evaluate::evaluate;
 pub use flags::{PrecisionArgs, TorchArgs};
 pub use open::{IMAGE_PROMPT, ModelFolder, OpenModel};
 pub use samples::{LeftOut, SampleBatch, SampleBatches, sample_inputs};
+pub use shared::SharedModel;
 pub use tokens::{Roles, TokenArgs};

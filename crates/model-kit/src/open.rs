@@ -20,7 +20,7 @@ const MODEL_FILES: [&str; 4] = ["*.json", "*.safetensors", "*.jinja", "*.model"]
 pub const IMAGE_PROMPT: &str = "<image>";
 
 /// A model's folder, found and checked, its weights not yet read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ModelFolder {
     /// Where it lies.
     pub folder: PathBuf,

@@ -1,7 +1,6 @@
 //! [`EvalError`].
 
 use lmm_hooks::HookError;
-use sae_core::SaeError;
 use sae_torch::TorchSaeError;
 use sae_types::HookPoint;
 
@@ -38,21 +37,12 @@ pub enum EvalError {
         /// The model's width.
         got: usize,
     },
-    /// Activations that the autoencoder cannot encode.
-    #[error("{name} cannot encode the model's activations")]
+    /// An autoencoder that cannot encode the model's activations, or that the device cannot hold or run.
+    #[error("{name} cannot be run on the model's activations")]
     Encode {
         /// The autoencoder.
         name: String,
         /// Which row, and why.
-        #[source]
-        source: Box<SaeError>,
-    },
-    /// An autoencoder that the device cannot hold or run.
-    #[error("{name} cannot be run on the model's device")]
-    Device {
-        /// The autoencoder.
-        name: String,
-        /// Why.
         #[source]
         source: Box<TorchSaeError>,
     },

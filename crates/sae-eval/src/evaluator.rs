@@ -7,6 +7,7 @@ use lmm_hooks::{Batch, Hooks, LlavaNext};
 use lmm_prep::Inputs;
 use ndarray::s;
 use sae_core::metrics::{Firing, Reconstruction};
+use sae_torch::Encoder;
 use sae_types::HookPoint;
 use tch::{Kind, Tensor};
 
@@ -14,7 +15,7 @@ use crate::EvalError;
 use crate::evaluation::{Evaluation, ModelMeans};
 use crate::head::{Head, Sums};
 use crate::places::{Places, rows};
-use crate::subject::{Runner, Subject, array};
+use crate::subject::{Subject, array};
 
 /// Measures autoencoders at their places in one model, over any number of batches.
 ///
@@ -30,7 +31,7 @@ pub struct Evaluator<'a> {
 #[derive(Debug)]
 struct Measured<'a> {
     subject: Subject<'a>,
-    runner: Runner<'a>,
+    encoder: Encoder<'a>,
     firing: Firing,
     image: Kinds,
     text: Kinds,
@@ -54,11 +55,11 @@ impl<'a> Evaluator<'a> {
     pub fn new(model: &LlavaNext, subjects: Vec<Subject<'a>>) -> Result<Self, EvalError> {
         let measured = |subject: Subject<'a>| {
             subject.check(model)?;
-            let runner = Runner::new(&subject, model.device())?;
+            let encoder = Encoder::new(subject.sae, model.device()).map_err(subject.failed())?;
             let firing = Firing::new(subject.sae.num_latents());
             let (image, text) = (Kinds::default(), Kinds::default());
             let (spliced, zero) = (Sums::default(), Sums::default());
-            Ok(Measured { subject, runner, firing, image, text, spliced, zero })
+            Ok(Measured { subject, encoder, firing, image, text, spliced, zero })
         };
         let subjects = subjects.into_iter().map(measured).collect::<Result<_, _>>()?;
         Ok(Self { subjects, predictions: 0, original: Sums::default() })
@@ -137,16 +138,16 @@ impl Measured<'_> {
     /// Runs the autoencoder on `input` `[n, d_in]`, whose first `images` rows are image tokens, measures what it gives
     /// against `output`, and returns it.
     fn reconstruct(&mut self, input: &Tensor, output: &Tensor, images: usize) -> Result<Tensor, EvalError> {
-        let run = self.runner.run(&self.subject.name, input)?;
-        let output = array(output)?;
-        let codes_of_images = run.codes.offsets()[images];
-        self.firing.push(&run.codes);
+        let (codes, result) = self.encoder.reconstruct(input).map_err(self.subject.failed())?;
+        let (output, predicted) = (array(output)?, array(&result)?);
+        let codes_of_images = codes.offsets()[images];
+        self.firing.push(&codes);
         self.image.codes += codes_of_images;
-        self.text.codes += run.codes.n_codes() - codes_of_images;
+        self.text.codes += codes.n_codes() - codes_of_images;
         let (first, second) = (s![..images, ..], s![images.., ..]);
-        self.image.reconstruction.push(output.slice(first), run.result.slice(first));
-        self.text.reconstruction.push(output.slice(second), run.result.slice(second));
-        Ok(run.tensor)
+        self.image.reconstruction.push(output.slice(first), predicted.slice(first));
+        self.text.reconstruction.push(output.slice(second), predicted.slice(second));
+        Ok(result)
     }
 }
 

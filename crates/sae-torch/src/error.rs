@@ -20,6 +20,13 @@ pub enum TorchSaeError {
         #[source]
         source: tch::TchError,
     },
+    /// Activations that cannot be encoded.
+    #[error("the activations cannot be encoded")]
+    Encode {
+        /// Which row, and why.
+        #[source]
+        source: SaeError,
+    },
     /// Codes that are no codes: an activation that is NaN or infinite, as a NaN in the input leads to.
     #[error(
         "the encoder gave codes that cannot be used; check the activations it was given for NaN and infinity"
@@ -45,4 +52,19 @@ pub enum TorchSaeError {
         #[source]
         source: SaeError,
     },
+}
+
+impl TorchSaeError {
+    /// The row of the activations that is at fault, where one is.
+    pub fn row(&self) -> Option<usize> {
+        match self {
+            Self::Encode {
+                source: SaeError::InputNotFinite { row, .. } | SaeError::PreActivationNotFinite { row, .. },
+            }
+            | Self::Codes { source: CodesError::Latent { row, .. } | CodesError::Value { row, .. } } => {
+                Some(*row)
+            }
+            _ => None,
+        }
+    }
 }

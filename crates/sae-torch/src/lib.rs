@@ -2,7 +2,7 @@
 //!
 //! [`TorchSae`] holds the parameters of a [`sae_core::Sae`] on a device, in any float dtype. Encoding needs dense pre-activations
 //! `[tokens, num_latents]` for libtorch's `topk`, and for BatchTopK's threshold; it makes them for as many tokens at a time as a
-//! byte budget allows.
+//! byte budget allows. [`Encoder`] is the way to codes alone: on a CPU it takes `sae-core`'s kernels, which never make them.
 //! Decoding and [`accumulate_gradients`] never do: codes are embedding bags over the decoder's rows.
 //!
 //! On a CPU in f32 the codes equal `sae-core`'s outside ties. libtorch does not promise the same bits for
@@ -36,6 +36,7 @@
 //! ```
 
 mod bags;
+mod encoder;
 mod error;
 mod gradients;
 mod sae;
@@ -43,6 +44,7 @@ mod splice;
 mod topk;
 
 pub use bags::Bags;
+pub use encoder::Encoder;
 pub use error::TorchSaeError;
 pub use gradients::accumulate_gradients;
 pub use sae::{Parameters, TorchSae};

@@ -1,7 +1,7 @@
 //! [`TopK`]: codes on the device.
 
 use sae_types::{FeatureId, SparseCodes};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::TorchSaeError;
 
@@ -46,17 +46,17 @@ impl TopK {
         Self { indices: join(|part| &part.indices), values: join(|part| &part.values) }
     }
 
-    /// Copies the codes off the device: zeros dropped, latents ascending.
+    /// Copies the codes off the device, as i32 and the parameters' own dtype: zeros dropped, latents ascending.
     ///
     /// # Errors
     /// When an activation is NaN or infinite, or the device fails.
     pub fn to_codes(&self, num_latents: usize) -> Result<SparseCodes, TorchSaeError> {
         let read_back = |what| move |source| TorchSaeError::ReadBack { what, source };
         let (n, k) = self.indices.size2().map_err(read_back("latents"))?;
-        let flat = |tensor: &Tensor, kind| tensor.to_device(tch::Device::Cpu).to_kind(kind).reshape([-1]);
-        let indices = Vec::<i64>::try_from(flat(&self.indices, Kind::Int64)).map_err(read_back("latents"))?;
-        let values =
-            Vec::<f32>::try_from(flat(&self.values, Kind::Float)).map_err(read_back("activations"))?;
+        let indices = self.indices.to_kind(Kind::Int).reshape([-1]).to_device(Device::Cpu);
+        let indices = Vec::<i32>::try_from(indices).map_err(read_back("latents"))?;
+        let values = self.values.reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float);
+        let values = Vec::<f32>::try_from(values).map_err(read_back("activations"))?;
         let (n, k) = (n as usize, k as usize);
         let mut codes = SparseCodes::with_capacity(num_latents, n, n * k);
         let mut row = Vec::with_capacity(k);

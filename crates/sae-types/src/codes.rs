@@ -1,5 +1,7 @@
 //! [`SparseCodes`]: rows of (latent, activation) pairs.
 
+use std::ops::Range;
+
 use crate::FeatureId;
 
 /// The codes of a batch of vectors: for each row the latents that are on, ascending, and their activations.
@@ -119,6 +121,22 @@ impl SparseCodes {
         self.offsets.extend(other.offsets[1..].iter().map(|offset| base + offset));
         self.latents.extend_from_slice(&other.latents);
         self.values.extend_from_slice(&other.values);
+    }
+
+    /// A copy of some rows.
+    ///
+    /// # Panics
+    /// When a row of `range` is not there.
+    #[track_caller]
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let offsets = &self.offsets[range.start..=range.end];
+        let codes = offsets[0]..offsets[range.len()];
+        Self {
+            num_latents: self.num_latents,
+            offsets: offsets.iter().map(|offset| offset - codes.start).collect(),
+            latents: self.latents[codes.clone()].to_vec(),
+            values: self.values[codes].to_vec(),
+        }
     }
 
     /// The `k` largest activations of each row, ties to the lower latent, and the others; both have as many rows as `self`.
@@ -313,6 +331,17 @@ mod tests {
             codes.push_row(row.iter().map(|&(latent, value)| (FeatureId(latent), value))).unwrap();
         }
         codes
+    }
+
+    #[test]
+    fn a_slice_is_the_rows_it_names() {
+        let rows: [&[(u32, f32)]; 4] = [&[(0, 1.0), (2, 3.0)], &[], &[(8, -2.0)], &[(1, 2.0), (3, 5.0)]];
+        let all = codes(9, &rows);
+        for start in 0..=4 {
+            for end in start..=4 {
+                assert_eq!(all.slice(start..end), codes(9, &rows[start..end]), "{start}..{end}");
+            }
+        }
     }
 
     #[test]

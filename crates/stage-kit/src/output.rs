@@ -127,7 +127,9 @@ impl OutputFolder {
         let mut text = serde_json::to_string_pretty(&manifest)
             .map_err(|error| KitError::io("write", &run_json)(error.into()))?;
         text.push('\n');
-        fs::write(&run_json, text).map_err(KitError::io("write", &run_json))?;
+        fs::write(&run_json, text)
+            .and_then(|()| fs::File::open(&run_json)?.sync_all())
+            .map_err(KitError::io("write", &run_json))?;
 
         let mut parts = open_parts();
         let replaced = if self.existing == Existing::Replace && is_occupied(&self.target)? {
@@ -150,6 +152,10 @@ impl OutputFolder {
         }
         self.committed = true;
         parts.remove(&self.part);
+        // The name is to stay; only Unix lets a folder be opened for this, and not every file system can.
+        if let Some(parent) = self.part.parent().filter(|_| cfg!(unix)) {
+            let _ = fs::File::open(parent).and_then(|parent| parent.sync_all());
+        }
         drop(parts);
         if let Some(aside) = replaced {
             fs::remove_dir_all(&aside).map_err(KitError::io("remove the replaced folder", &aside))?;

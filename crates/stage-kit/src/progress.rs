@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ pub struct Progress {
     bar: ProgressBar,
     /// Whether the bar has a second line for its notes; once there, it stays, so that the lines do not jump.
     tall: AtomicBool,
+    /// Steps an earlier run did.
+    skipped: AtomicU64,
     plain: Option<Mutex<PlainLines>>,
 }
 
@@ -55,7 +57,15 @@ impl Progress {
             let lines = PlainLines { last: Instant::now(), note: String::new() };
             (bar, shown.then(|| Mutex::new(lines)))
         };
-        Self { label, unit, started: Instant::now(), bar, tall: AtomicBool::new(false), plain }
+        Self {
+            label,
+            unit,
+            started: Instant::now(),
+            bar,
+            tall: AtomicBool::new(false),
+            skipped: AtomicU64::new(0),
+            plain,
+        }
     }
 
     /// `n` more are done.
@@ -67,6 +77,13 @@ impl Progress {
             lines.last = Instant::now();
             tracing::info!("{}", self.line(&lines.note));
         }
+    }
+
+    /// An earlier run did the first `n`: they are counted as done, but not in the rate.
+    pub fn skip(&self, n: u64) {
+        self.skipped.fetch_add(n, Ordering::Relaxed);
+        self.bar.inc(n);
+        self.bar.reset_eta();
     }
 
     /// A few words to show beside the count, such as the current loss; a whole line of them stands below the bar, cut off
@@ -92,7 +109,7 @@ impl Progress {
     pub fn finish(self) {
         self.bar.finish_and_clear();
         let seconds = self.started.elapsed().as_secs_f64();
-        let (done, unit) = (self.position(), self.unit);
+        let (done, unit) = (self.own(), self.unit);
         tracing::info!(
             "{}: {done} {unit} in {seconds:.1} s ({:.1}/s)",
             self.label,
@@ -100,10 +117,15 @@ impl Progress {
         );
     }
 
+    /// How many this run did.
+    fn own(&self) -> u64 {
+        self.position().saturating_sub(self.skipped.load(Ordering::Relaxed))
+    }
+
     fn line(&self, note: &str) -> String {
         let done = self.position();
         let seconds = self.started.elapsed().as_secs_f64();
-        let rate = done as f64 / seconds.max(1e-9);
+        let rate = self.own() as f64 / seconds.max(1e-9);
         let mut line = match self.bar.length() {
             Some(total) => format!("{}: {done}/{total} {}, {rate:.1}/s", self.label, self.unit),
             None => format!("{}: {done} {}, {rate:.1}/s", self.label, self.unit),
@@ -206,6 +228,7 @@ mod tests {
                 started: Instant::now(),
                 bar,
                 tall,
+                skipped: AtomicU64::new(0),
                 plain: None,
             };
             let drawn = |note: &str| {
@@ -231,6 +254,16 @@ mod tests {
                 assert!(!lines[1].is_empty() && note.starts_with(&lines[1]), "{lines:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_an_earlier_run_did_is_not_in_the_rate() {
+        let progress = Progress::new("caching", "images", Some(100));
+        progress.skip(90);
+        assert_eq!(progress.position(), 90);
+        assert!(progress.line("").starts_with("caching: 90/100 images, 0.0/s"), "{}", progress.line(""));
+        progress.inc(5);
+        assert_eq!((progress.position(), progress.own()), (95, 5));
     }
 
     #[test]

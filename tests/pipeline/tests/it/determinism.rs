@@ -70,7 +70,7 @@ fn the_batch_size_changes_nothing_and_a_second_run_not_a_byte() {
         .filter(|path| path.is_file())
         .filter_map(|path| path.strip_prefix(&eight).ok())
         .collect();
-    assert_eq!(written.len(), 2 * 5 + 3, "{written:?}");
+    assert_eq!(written.len(), 2 * 5 + 4, "{written:?}");
     for name in written.into_iter().filter(|name| !name.ends_with("run.json")) {
         let bytes = |folder: &str| fs::read(scratch.path(folder).join(name)).unwrap();
         assert!(bytes("eight") == bytes("again"), "{} differs", name.display());

@@ -63,11 +63,13 @@ fn more_latents_at_once_than_there_are() {
 #[test]
 fn a_world_of_several() {
     let scratch = scratch();
+    let arguments = "images model images --sae sae --save-dir out --world-size 2";
+    scratch.refuses("sae-cache", arguments, 2, &["--rank"]);
+    let arguments = "images model images --sae sae --save-dir out --rank 2 --world-size 2";
+    scratch.refuses("sae-cache", arguments, 2, &["rank 2 of 2"]);
     for world in ["--world-size 2", "--rank 0 --world-size 2"] {
         let arguments = format!("{TRAIN} --layers 2 {world}");
         scratch.refuses("sae-train", &arguments, 2, &["--world-size"]);
-        let arguments = format!("images model images --sae sae --save-dir out {world}");
-        scratch.refuses("sae-cache", &arguments, 2, &["--world-size"]);
         scratch.refuses(
             "sae-data",
             &format!("shapes --count 1 --save-dir out {world}"),
