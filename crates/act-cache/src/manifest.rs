@@ -7,6 +7,7 @@ use sae_types::{FeatureId, Filters, HookPoint, SampleId, TokenIndex};
 use serde::{Deserialize, Serialize};
 
 use crate::CacheError;
+use crate::files::write_durably;
 use crate::tokens::TOKENS_FILE;
 
 /// What `format` says in every manifest.
@@ -310,6 +311,18 @@ impl Manifest {
             tokens,
             hooks,
         }
+    }
+
+    /// Writes manifest.json to the cache in `dir`, on disk to stay.
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), CacheError> {
+        let path = dir.join(MANIFEST_FILE);
+        let mut text = serde_json::to_vec_pretty(self).map_err(|source| CacheError::Json {
+            path: path.clone(),
+            line: None,
+            source,
+        })?;
+        text.push(b'\n');
+        write_durably(&path, &text)
     }
 
     /// Whether `feature` of `hook` was stored wherever it was active: the filters, if any, have it, and it was not lost.

@@ -9,10 +9,10 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use sae_types::{HookPoint, SampleId};
 use serde_json::Value;
 
-use crate::files::{sync_folder, write_durably};
+use crate::files::sync_folder;
 use crate::hash::HashWriter;
 use crate::ledger::{Checkpoint, LEDGER_FILE, Ledger, PartFile};
-use crate::manifest::{MANIFEST_FILE, SAMPLES_FILE, split_file};
+use crate::manifest::{SAMPLES_FILE, split_file};
 use crate::part::{LOCK_FILE, lock, shards};
 use crate::split::{SplitFile, TokenDtype};
 use crate::split_writer::SplitWriter;
@@ -91,11 +91,7 @@ pub fn merge(parts: &Path, dir: &Path) -> Result<Manifest, CacheError> {
         hooks.insert(hook.clone(), entry);
     }
     let manifest = Manifest::new(job.description, job.dtype, counts, samples_sha256, tokens, hooks);
-    let path = dir.join(MANIFEST_FILE);
-    let json = |source| CacheError::Json { path: path.clone(), line: None, source };
-    let mut text = serde_json::to_vec_pretty(&manifest).map_err(json)?;
-    text.push(b'\n');
-    write_durably(&path, &text)?;
+    manifest.write(dir)?;
     Ok(manifest)
 }
 

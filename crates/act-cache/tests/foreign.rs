@@ -14,7 +14,7 @@ use act_cache::{
     ActivationDtype, BaseTile, Cache, CacheError, CacheJob, Duplicates, PartWriter, Ranking, SampleCodes,
     Selection, Severity, Shard, WriterOptions,
 };
-use common::{Dense, DenseSample, description, files, hook, small};
+use common::{Dense, dense_of_at_least, description, files, hook, small};
 use half::f16;
 use proptest::prelude::*;
 use sae_types::{FeatureId, SampleId};
@@ -72,28 +72,11 @@ fn write_with_tokens(dense: &Dense, dir: &Path, n_splits: usize, dtype: Activati
     act_cache::merge(&parts, dir).unwrap();
 }
 
-fn dense() -> impl Strategy<Value = Dense> {
-    let value = prop_oneof![3 => Just(0.0f32), 1 => (1u32..4000).prop_map(|n| n as f32 / 64.0)];
-    (1usize..14).prop_flat_map(move |width| {
-        let row = prop::collection::vec(value.clone(), width);
-        let values = prop::collection::vec(row, 1..8);
-        let samples = prop::collection::vec((1u32..4, values), 1..8).prop_map(|samples| {
-            let mut at = 0;
-            let place = |(step, values)| {
-                at += step;
-                DenseSample { sample: at - 1, values }
-            };
-            samples.into_iter().map(place).collect()
-        });
-        samples.prop_map(move |samples| Dense { width, samples })
-    })
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn to_msae_and_back(dense in dense(), splits in 1usize..14, other in 1usize..14, budget in 1600usize..12_000) {
+    fn to_msae_and_back(dense in dense_of_at_least(1), splits in 1usize..14, other in 1usize..14, budget in 1600usize..12_000) {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let n_splits = Some(other.min(dense.width));
@@ -122,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn to_delphi_and_back(dense in dense(), splits in 1usize..14, other in 1usize..14, budget in 1600usize..12_000, ctx_len in 1usize..9) {
+    fn to_delphi_and_back(dense in dense_of_at_least(1), splits in 1usize..14, other in 1usize..14, budget in 1600usize..12_000, ctx_len in 1usize..9) {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         write_with_tokens(&dense, &at("native"), splits.min(dense.width), ActivationDtype::F32);

@@ -12,8 +12,8 @@ use super::cache::ForeignHook;
 use super::samples::{self, Samples};
 use super::split::ForeignSplit;
 use super::{ForeignCache, Layout};
-use crate::files::{check_free, hidden_sibling, write_durably};
-use crate::manifest::{MANIFEST_FILE, split_file};
+use crate::files::{check_free, hidden_sibling};
+use crate::manifest::split_file;
 use crate::runs::Entry;
 use crate::split::TokenDtype;
 use crate::split_writer::SplitWriter;
@@ -178,14 +178,7 @@ pub fn import(foreign: &ForeignCache, dir: &Path, options: &ImportOptions) -> Re
     }
     let description = description(foreign, options, first, counts.samples);
     let manifest = Manifest::new(description, dtype, counts, samples_sha256, tokens, hooks);
-    let path = temp.path().join(MANIFEST_FILE);
-    let mut text = serde_json::to_vec_pretty(&manifest).map_err(|source| CacheError::Json {
-        path: path.clone(),
-        line: None,
-        source,
-    })?;
-    text.push(b'\n');
-    write_durably(&path, &text)?;
+    manifest.write(temp.path())?;
     std::fs::rename(temp.path(), dir).map_err(CacheError::io("move the finished cache to", dir))?;
     let _ = temp.keep();
     Ok(Imported { manifest, zeros })

@@ -114,11 +114,16 @@ pub fn small() -> Dense {
 
 /// Any cache of up to 11 latents, 7 samples and 7 tokens per sample.
 pub fn dense() -> impl Strategy<Value = Dense> {
+    dense_of_at_least(0)
+}
+
+/// The same with so many samples, and so many tokens in each, at least.
+pub fn dense_of_at_least(least: usize) -> impl Strategy<Value = Dense> {
     let value = prop_oneof![3 => Just(0.0f32), 1 => (1u32..400).prop_map(|n| n as f32 / 64.0)];
     (1usize..12).prop_flat_map(move |width| {
         let row = prop::collection::vec(value.clone(), width);
-        let values = prop::collection::vec(row, 0..8);
-        let samples = prop::collection::vec((1u32..5, values), 0..8).prop_map(|samples| {
+        let values = prop::collection::vec(row, least..8);
+        let samples = prop::collection::vec((1u32..5, values), least..8).prop_map(|samples| {
             let mut at = 0;
             let place = |(step, values)| {
                 at += step;

@@ -259,10 +259,17 @@ fn what_differs_from_the_run_that_was_begun_is_named() {
         ("--resume", "--resume --dtype bf16", "--dtype"),
         ("--resume", "--resume --activation-dtype f16", "dtype"),
         ("--resume", "--resume --max-examples 5", "--max-examples"),
+        ("--resume", "--resume --image-root data", "--image-root"),
     ] {
         scratch.refuses("sae-cache", &resume.replace(from, to), 1, &["out.parts", names]);
     }
     scratch.refuses("sae-cache", &format!("{CACHE} --save-dir out"), 2, &["--resume", "--overwrite"]);
+    // The weights are the same; what the configuration says of them is not.
+    let config = scratch.path("sae/model.layers.2/cfg.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text} ")).unwrap();
+    scratch.refuses("sae-cache", &resume, 1, &["cfg.json of model.layers.2"]);
+    fs::write(&config, text).unwrap();
     assert_eq!(scratch.listing(), before);
     scratch.run("sae-data", "shapes --count 22 --save-dir more");
     scratch.refuses("sae-cache", &resume.replace(" data ", " more "), 1, &["dataset"]);
