@@ -57,14 +57,21 @@ impl ChatClient {
     /// # Errors
     /// When the base URL or the key cannot be used, or TLS cannot be set up.
     pub fn new(options: ClientOptions) -> Result<Self, ChatError> {
-        let wrong_url = || ChatError::Options {
-            field: "the base URL",
-            expected: "an address such as http://127.0.0.1:30000/v1",
-            got: options.base_url.clone(),
+        let wrong_url = |expected| {
+            // What may hold a secret is not repeated.
+            let is_plain = !options.base_url.contains(['@', '?', '#']);
+            let got = if is_plain { options.base_url.clone() } else { "hidden".to_owned() };
+            ChatError::Options { field: "the base URL", expected, got }
         };
-        let base = Url::parse(&options.base_url).map_err(|_| wrong_url())?;
+        const ADDRESS: &str = "an address such as http://127.0.0.1:30000/v1";
+        let base = Url::parse(&options.base_url).map_err(|_| wrong_url(ADDRESS))?;
         if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
-            return Err(wrong_url());
+            return Err(wrong_url(ADDRESS));
+        }
+        if holds_secrets(&base) {
+            return Err(wrong_url(
+                "an address without user, password or key: put the key into the environment",
+            ));
         }
         let endpoint = |segments: &[&str]| {
             let mut url = base.clone();
@@ -139,15 +146,19 @@ impl ChatClient {
             id: String,
         }
         let url = self.shared.models.to_string();
-        let failed = |problem: String| ChatError::Models { url: url.clone(), problem };
+        let failed = |status: Option<StatusCode>, problem: String| {
+            let status = status.map(|status| status.as_u16());
+            ChatError::Models { url: url.clone(), status, problem }
+        };
         let response = self.shared.http.get(self.shared.models.clone()).send().await;
-        let response = response.map_err(|error| failed(causes(&error)))?;
+        let response = response.map_err(|error| failed(None, causes(&error)))?;
         let status = response.status();
-        let body = response.bytes().await.map_err(|error| failed(causes(&error)))?;
+        let body = response.bytes().await.map_err(|error| failed(None, causes(&error)))?;
         if !status.is_success() {
-            return Err(failed(format!("it answered {status}: {}", message(&body))));
+            return Err(failed(Some(status), format!("it answered {status}: {}", message(&body))));
         }
-        let list: List = serde_json::from_slice(&body).map_err(|error| failed(error.to_string()))?;
+        let list: List =
+            serde_json::from_slice(&body).map_err(|error| failed(Some(status), error.to_string()))?;
         Ok(list.data.into_iter().map(|model| model.id).collect())
     }
 
@@ -232,18 +243,23 @@ impl Shared {
             // A proxy speaks for a server that is not there.
             return Err(Failure::Unreached { why: format!("{status}: {}", message(&body)) });
         }
-        self.breaker.reached();
         if status.is_success() {
+            self.breaker.reached();
             return reply::parse(&body).map_err(|problem| {
                 let why = format!("the answer is of no use: {problem}");
                 Failure::Unwell { why, asked: None }
             });
         }
+        let asked = retry::asked_for(&headers, SystemTime::now());
         let message = message(&body);
+        if status == StatusCode::SERVICE_UNAVAILABLE && asked.is_none() && !is_of_api(&body) {
+            // So does a proxy without a server behind it, and a server that is starting.
+            return Err(Failure::Unreached { why: format!("{status}: {message}") });
+        }
+        self.breaker.reached();
         let may_pass = status.is_server_error()
             || matches!(status.as_u16(), 408 | 409 | 425 | 429) && !is_out_of_money(&body);
         if may_pass {
-            let asked = retry::asked_for(&headers, SystemTime::now());
             return Err(Failure::Unwell { why: format!("{status}: {message}"), asked });
         }
         Err(Failure::Refused { status, message })
@@ -284,6 +300,14 @@ impl Shared {
     }
 }
 
+/// Whether a URL has parts that are secrets, which would be written into ledgers and logs. What Azure asks for is none.
+fn holds_secrets(url: &Url) -> bool {
+    !url.username().is_empty()
+        || url.password().is_some()
+        || url.fragment().is_some()
+        || url.query_pairs().any(|(name, _)| name != "api-version")
+}
+
 /// TLS as the operating system trusts, with ring's cryptography.
 fn tls() -> Result<rustls::ClientConfig, ChatError> {
     let failed = |error: rustls::Error| ChatError::Tls { source: error.into() };
@@ -309,6 +333,12 @@ fn message(body: &[u8]) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
+}
+
+/// Whether an error has the form of OpenAI's, or of vLLM's: the server itself speaks.
+fn is_of_api(body: &[u8]) -> bool {
+    let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    !json["error"].is_null() || json["object"] == "error"
 }
 
 /// 429 that waiting does not cure.

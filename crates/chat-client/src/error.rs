@@ -54,10 +54,12 @@ pub enum ChatError {
         last: String,
     },
     /// The list of models that a server gave is none.
-    #[error("{url} gave no list of models: {problem}")]
+    #[error("{url} gave no list of models: {problem}{}", status.map_or("", advice))]
     Models {
         /// Where it was asked for.
         url: String,
+        /// The HTTP status, if the server answered.
+        status: Option<u16>,
         /// What is wrong.
         problem: String,
     },

@@ -40,7 +40,7 @@ mod totals;
 pub use client::ChatClient;
 pub use error::ChatError;
 pub use key::ApiKey;
-pub use ledger::{Ledger, LedgerError};
+pub use ledger::{Ledger, LedgerError, LedgerFile};
 pub use options::{ClientOptions, Prices, RetryPolicy};
 pub use reply::{ChatReply, FinishReason, TokenLogprob, Usage};
 pub use request::{ChatMessage, ChatRequest, Content, Image, ImageDetail, Role};

@@ -144,17 +144,17 @@ fn serve(
     at_once.fetch_max(busy, Ordering::SeqCst);
     seen.lock().unwrap().push(Seen { head, body, at: Instant::now() });
     let mood = moods.lock().unwrap().next();
+    if let Some(Mood::Slow(wait)) = mood {
+        std::thread::sleep(wait);
+    }
+    // Before the answer, upon which the client sends the next.
+    now.fetch_sub(1, Ordering::SeqCst);
     match mood {
         Some(Mood::Says(status, headers, body)) => send(&mut stream, status, headers, &body, body.len()),
         Some(Mood::Hangs) => {}
         Some(Mood::Cuts) => send(&mut stream, 200, "", &well()[..40], well().len()),
-        Some(Mood::Slow(wait)) => {
-            std::thread::sleep(wait);
-            send(&mut stream, 200, "", &well(), well().len());
-        }
-        None => send(&mut stream, 200, "", &well(), well().len()),
+        Some(Mood::Slow(_)) | None => send(&mut stream, 200, "", &well(), well().len()),
     }
-    now.fetch_sub(1, Ordering::SeqCst);
 }
 
 fn request() -> ChatRequest {
@@ -332,11 +332,36 @@ fn a_server_that_stays_away_is_given_up() {
 }
 
 #[test]
+fn a_proxy_without_a_server_is_waited_for() {
+    // 503 of a server that is busy, and of a proxy that has none.
+    let busy = says(503, r#"{"error":{"message":"busy"}}"#);
+    let server = Server::start(vec![busy; 9]);
+    let error = block_on(server.client().complete(&request())).unwrap_err();
+    assert!(matches!(error, ChatError::GaveUp { attempts: 4, .. }), "{error}");
+    let server = Server::start(vec![says(503, "<html>no backend"); 3]);
+    let client = server.client();
+    let reply = block_on(client.complete(&request())).unwrap();
+    // Lost are the two before it was noticed.
+    assert_eq!((reply.attempts, server.seen().len(), client.totals().outages), (3, 4, 1));
+}
+
+#[test]
 fn options_that_make_no_client_are_named() {
     for url in ["", "localhost:30000", "ftp://x/v1", "http://"] {
         let error = ChatClient::new(ClientOptions::new(url)).unwrap_err().to_string();
         assert!(error.starts_with("the base URL is"), "{url}: {error}");
     }
+    for url in [
+        "https://me:pass-1@x/v1",
+        "https://me@x/v1",
+        "https://x/v1?key=pass-1",
+        "https://x/v1#pass-1",
+        "https://me:pass-1@",
+    ] {
+        let error = ChatClient::new(ClientOptions::new(url)).unwrap_err().to_string();
+        assert!(!error.contains("pass-1") && error.starts_with("the base URL is \"hidden\""), "{error}");
+    }
+    ChatClient::new(ClientOptions::new("https://x/v1?api-version=2024-10-21")).unwrap();
     let key = ApiKey::new("two\nlines");
     let error = ChatClient::new(ClientOptions { key, ..ClientOptions::new("http://x/v1") }).unwrap_err();
     assert!(!error.to_string().contains("lines\""), "{error}");

@@ -1,7 +1,7 @@
 //! How well an explanation fits its feature.
 //!
 //! Now: [`Agreement`], the overlap of two pixel masks as intersection over union, and [`Summary`], the mean
-//! of scores with its confidence interval. Both say what is undefined instead of scoring it: two empty masks
+//! of scores with its confidence interval, and [`Proportion`], the same of yes and no verdicts. All say what is undefined instead of scoring it: two empty masks
 //! have no overlap to speak of, and a mean of one score has no interval.
 //!
 //! The crate owns no model and reads no file; masks come in as booleans, row by row.
@@ -19,7 +19,9 @@
 //! ```
 
 mod agreement;
+mod proportion;
 mod summary;
 
 pub use agreement::Agreement;
+pub use proportion::{Confidence, Proportion};
 pub use summary::Summary;

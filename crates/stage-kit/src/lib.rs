@@ -62,7 +62,7 @@ pub use checkpoint::{Checkpoint, Checkpoints};
 pub use error::{Interrupted, KitError, UsageError};
 pub use hash::{hash_bytes, hash_file};
 pub use interrupt::Interrupt;
-pub use manifest::{Input, RunManifest};
+pub use manifest::{Input, RunManifest, write_whole};
 pub use output::{Existing, OutputFolder};
 pub use prefetch::{Prefetched, prefetch};
 pub use progress::Progress;

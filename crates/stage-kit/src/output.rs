@@ -122,11 +122,8 @@ impl OutputFolder {
     /// When writing or renaming fails, or the target was filled in the meantime; nothing is left behind then,
     /// and what stood there before stands there still.
     pub fn commit(mut self, mut manifest: RunManifest) -> Result<(), KitError> {
-        manifest.stop();
         let run_json = self.part.join("run.json");
-        let mut text = serde_json::to_string_pretty(&manifest)
-            .map_err(|error| KitError::io("write", &run_json)(error.into()))?;
-        text.push('\n');
+        let text = manifest.finished_text().map_err(KitError::io("write", &run_json))?;
         fs::write(&run_json, text)
             .and_then(|()| fs::File::open(&run_json)?.sync_all())
             .map_err(KitError::io("write", &run_json))?;

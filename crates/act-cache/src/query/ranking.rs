@@ -38,6 +38,17 @@ pub enum Selection {
         /// What the draw depends on, beside the feature's number.
         seed: u64,
     },
+    /// The `top` first ones, and of the ranks behind them as [`Selection::Quantiles`].
+    TopAndQuantiles {
+        /// How many of the first.
+        top: usize,
+        /// How many parts.
+        parts: usize,
+        /// How many samples of each.
+        per_part: usize,
+        /// What the draw depends on, beside the feature's number.
+        seed: u64,
+    },
     /// `n` samples drawn from all that count.
     Random {
         /// How many.
@@ -99,14 +110,17 @@ impl FeatureSlice<'_> {
                 .map(|i| from[i])
                 .collect::<Vec<_>>()
         };
+        let quantiles = |all: &[RankedSample], parts: usize, per_part: usize, seed: u64| -> Vec<_> {
+            let edge = |part: usize| (part as u128 * all.len() as u128 / parts as u128) as usize;
+            (0..parts).flat_map(|part| draw(per_part, &all[edge(part)..edge(part + 1)], seed, part)).collect()
+        };
         Ok(match selection {
             Selection::Top(_) => all,
             Selection::Random { n, seed } => draw(n, &all, seed, 0),
-            Selection::Quantiles { parts, per_part, seed } => {
-                let edge = |part: usize| (part as u128 * all.len() as u128 / parts as u128) as usize;
-                let of_part =
-                    |part| -> Vec<_> { draw(per_part, &all[edge(part)..edge(part + 1)], seed, part) };
-                (0..parts).flat_map(of_part).collect()
+            Selection::Quantiles { parts, per_part, seed } => quantiles(&all, parts, per_part, seed),
+            Selection::TopAndQuantiles { top, parts, per_part, seed } => {
+                let (first, rest) = all.split_at(top.min(all.len()));
+                [first, &quantiles(rest, parts, per_part, seed)].concat()
             }
         })
     }
