@@ -107,6 +107,7 @@ pub(crate) enum Halt {
 pub(crate) type Flow<T> = ControlFlow<Halt, T>;
 
 /// The hooks of one forward pass, resolved against a model.
+#[derive(Debug)]
 pub(crate) struct Pass<'p, 'h> {
     hooks: &'p mut Hooks<'h>,
     /// One per entry of `hooks`.

@@ -159,8 +159,21 @@ impl Processor {
         Ok(self.expand(&ids, images)?.0)
     }
 
-    /// [`Processor::chat`], then [`Processor::prepare`], as `apply_chat_template(tokenize=True)`: where the template itself
-    /// writes BOS, no second one is added. [`Inputs::turns`] says where each message's content lies.
+    /// [`Processor::prepare`] of what [`Processor::chat`] rendered: where the template itself wrote BOS, no second one is added.
+    ///
+    /// # Errors
+    /// As [`Processor::prepare`].
+    pub fn prepare_rendered(&self, prompt: &str, images: &[RgbImage]) -> Result<Inputs, PrepError> {
+        let ids = self.tokenizer.encode(prompt, !self.begins_with_bos(prompt))?;
+        Ok(self.expand(&ids, images)?.0)
+    }
+
+    fn begins_with_bos(&self, prompt: &str) -> bool {
+        self.tokenizer.special_token("bos_token").is_some_and(|bos| prompt.starts_with(bos))
+    }
+
+    /// [`Processor::chat`], then [`Processor::prepare_rendered`], as `apply_chat_template(tokenize=True)`.
+    /// [`Inputs::turns`] says where each message's content lies.
     ///
     /// # Errors
     /// As those two, and [`PrepError::Turn`] where the template leaves a message out or mixes it with another.
@@ -171,9 +184,7 @@ impl Processor {
         images: &[RgbImage],
     ) -> Result<Inputs, PrepError> {
         let prompt = self.chat(messages, options)?;
-        let bos = self.tokenizer.special_token("bos_token");
-        let add_special = !bos.is_some_and(|bos| prompt.starts_with(bos));
-        let encoded = self.tokenizer.encode_with_places(&prompt, add_special)?;
+        let encoded = self.tokenizer.encode_with_places(&prompt, !self.begins_with_bos(&prompt))?;
         let (mut inputs, starts) = self.expand(&encoded.ids, images)?;
         let special = &self.tokenizer.config().special_tokens;
         let contents = match &self.chat_template {

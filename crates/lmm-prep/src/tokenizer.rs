@@ -111,6 +111,11 @@ impl Tokenizer {
         self.library.get_vocab(true).into_values().max().unwrap_or(0)
     }
 
+    /// Bytes of the longest token, as the vocabulary spells it.
+    pub fn longest_token(&self) -> usize {
+        self.library.get_vocab(true).into_keys().map(|token| token.len()).max().unwrap_or(0)
+    }
+
     /// The ids of `text`. `add_special` adds what the model's training put around a text (often BOS).
     ///
     /// # Errors

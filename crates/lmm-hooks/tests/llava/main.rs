@@ -11,3 +11,4 @@ mod hooks;
 mod loading;
 mod points;
 mod quantised;
+mod steps;

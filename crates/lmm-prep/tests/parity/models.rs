@@ -85,6 +85,8 @@ fn conversations_become_the_prompts_transformers_renders() {
             assert_eq!(inputs.turns.len(), messages.len());
             let expected = processor.prepare(case["text"].as_str().unwrap(), &images).unwrap();
             assert_eq!(Inputs { turns: Vec::new(), ..inputs }, expected);
+            let rendered = processor.prepare_rendered(case["text"].as_str().unwrap(), &images).unwrap();
+            assert_eq!(rendered, expected);
         }
     }
 }
@@ -98,6 +100,8 @@ fn a_template_that_writes_bos_gets_no_second_one() {
     let bos = processor.tokenizer().special_id("bos_token").unwrap();
     assert_eq!(inputs.input_ids.iter().filter(|&&id| id == bos).count(), 1);
     assert_eq!(inputs.input_ids.len(), 4);
+    let prompt = processor.chat(&message, ChatOptions::default()).unwrap();
+    assert_eq!(processor.prepare_rendered(&prompt, &[]).unwrap().input_ids, inputs.input_ids);
 }
 
 #[test]
