@@ -1,8 +1,10 @@
-//! What can go wrong between a cache and an example.
+//! What can go wrong between a cache and an explanation.
+
+use std::path::{Path, PathBuf};
 
 use sae_types::{FeatureId, SampleId};
 
-/// Why an example could not be made.
+/// Why something could not be made or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExplainError {
@@ -34,4 +36,60 @@ pub enum ExplainError {
         /// The sample.
         sample: SampleId,
     },
+    /// A picture that its format cannot hold.
+    #[error("cannot encode a picture of {width} x {height} pixels")]
+    Encode {
+        /// Pixels from left to right.
+        width: u32,
+        /// Pixels from top to bottom.
+        height: u32,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Token ids that the tokenizer cannot turn into text.
+    #[error(
+        "cannot turn the token ids of sample {sample} into text: is it the model the cache was made with?"
+    )]
+    Text {
+        /// The sample.
+        sample: SampleId,
+        /// The cause.
+        #[source]
+        source: lmm_prep::PrepError,
+    },
+    /// A file that is no list of published explanations.
+    #[error("{} is no file of explanations: {problem}", path.display())]
+    Published {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A model whose unembedding cannot be used.
+    #[error("cannot use the unembedding of {}: {problem}", path.display())]
+    Unembedding {
+        /// The model's folder, or the file.
+        path: PathBuf,
+        /// What is wrong, and what was expected.
+        problem: String,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl ExplainError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
 }

@@ -1,7 +1,9 @@
-//! Which samples show a feature best.
+//! Which samples show a feature, and where in them it is on.
+
+use std::collections::HashSet;
 
 use act_cache::{Duplicates, FeatureSlice, Ranking, Selection};
-use sae_types::SampleId;
+use sae_types::{FeatureId, SampleId};
 
 use crate::{ExplainError, HeatMap};
 
@@ -16,22 +18,84 @@ pub struct Example {
     pub heat: HeatMap,
 }
 
+/// Which of the samples that a feature is on in are taken, by mean activation over the base tile. Draws depend on the
+/// seed and the feature's number alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The `n` first: the paper's choice.
+    Top {
+        /// How many.
+        n: usize,
+    },
+    /// The `top` first, and `per_part` drawn from each of `parts` equal parts of the ranking behind them: how the feature
+    /// fades shows in the weaker ones.
+    TopAndQuantiles {
+        /// How many of the first.
+        top: usize,
+        /// How many parts.
+        parts: usize,
+        /// How many of each part.
+        per_part: usize,
+        /// What the draw depends on.
+        seed: u64,
+    },
+    /// `n` drawn from all.
+    Random {
+        /// How many.
+        n: usize,
+        /// What the draw depends on.
+        seed: u64,
+    },
+}
+
 /// The `n` samples with the highest mean activation over the base tile, highest first, no image twice: the paper's
 /// choice of examples. Fewer where the feature is on in fewer.
 ///
 /// # Errors
 /// When the cache has no base tile or does not know a sample.
 pub fn top_examples(feature: &FeatureSlice<'_>, n: usize) -> Result<Vec<Example>, ExplainError> {
-    let id = feature.feature();
+    examples(feature, Choice::Top { n })
+}
+
+/// The samples that `choice` takes, highest mean activation over the base tile first, no image twice. Fewer where the feature
+/// is on in fewer.
+///
+/// # Errors
+/// As [`top_examples`].
+pub fn examples(feature: &FeatureSlice<'_>, choice: Choice) -> Result<Vec<Example>, ExplainError> {
+    let selection = match choice {
+        Choice::Top { n } => Selection::Top(n),
+        Choice::Random { n, seed } => Selection::Random { n, seed },
+        Choice::TopAndQuantiles { top, parts, per_part, seed } => {
+            Selection::TopAndQuantiles { top, parts, per_part, seed }
+        }
+    };
     let ranked = feature
-        .pick(Ranking::BaseMean, Selection::Top(n), Duplicates::Drop)
-        .map_err(|source| ExplainError::Cache { feature: id, source })?;
-    ranked
-        .into_iter()
-        .map(|ranked| {
-            Ok(Example { sample: ranked.sample, score: ranked.score, heat: heat(feature, ranked.sample)? })
-        })
-        .collect()
+        .pick(Ranking::BaseMean, selection, Duplicates::Drop)
+        .map_err(ExplainError::cache(feature.feature()))?;
+    let example = |ranked: act_cache::RankedSample| {
+        Ok(Example { sample: ranked.sample, score: ranked.score, heat: heat(feature, ranked.sample)? })
+    };
+    ranked.into_iter().map(example).collect()
+}
+
+/// In how many samples the feature is on, on the base tile, but no more than `enough`, where the count ends; no image twice.
+///
+/// # Errors
+/// When the cache has no base tile.
+pub fn count_up_to(feature: &FeatureSlice<'_>, enough: usize) -> Result<usize, ExplainError> {
+    let layout = &feature.cache().manifest().token_layout;
+    if layout.base.is_none() {
+        return Err(ExplainError::NoBaseTile);
+    }
+    let mut images = HashSet::new();
+    let is_new = |(sample, part): (SampleId, FeatureSlice<'_>)| {
+        let record = feature.cache().sample(sample)?;
+        let base = record.base_tokens(layout)?;
+        let on = part.iter().any(|activation| base.contains(&activation.token.0));
+        (on && record.image_sha256.as_ref().is_none_or(|image| images.insert(image))).then_some(())
+    };
+    Ok(feature.by_sample().filter_map(is_new).take(enough).count())
 }
 
 /// The feature's activations over the base tile of one sample.
@@ -46,4 +110,11 @@ fn heat(feature: &FeatureSlice<'_>, sample: SampleId) -> Result<HeatMap, Explain
         values[(activation.token.0 - tokens.start) as usize] = activation.value;
     }
     HeatMap::new(base.rows as usize, base.cols as usize, values)
+}
+
+impl ExplainError {
+    /// Says which feature the cache was asked for.
+    pub(crate) fn cache(feature: FeatureId) -> impl Fn(act_cache::CacheError) -> Self {
+        move |source| Self::Cache { feature, source }
+    }
 }

@@ -65,13 +65,18 @@ impl HeatMap {
         row * self.cols + col
     }
 
-    /// The mask at the size of the image, each pixel as its patch (nearest).
-    pub fn mask(&self, width: u32, height: u32, cut: Cut) -> Mask {
+    /// Which patches belong to the mask, `[rows * cols]`, row by row.
+    pub fn on(&self, cut: Cut) -> Vec<bool> {
         let least = match cut {
             Cut::HalfMaximum => self.peak() / 2.0,
             Cut::Positive => 0.0,
         };
-        let on: Vec<bool> = self.values.iter().map(|&value| value > 0.0 && value >= least).collect();
+        self.values.iter().map(|&value| value > 0.0 && value >= least).collect()
+    }
+
+    /// The mask at the size of the image, each pixel as its patch (nearest).
+    pub fn mask(&self, width: u32, height: u32, cut: Cut) -> Mask {
+        let on = self.on(cut);
         let pixels = (0..height)
             .flat_map(|y| (0..width).map(move |x| (x, y)))
             .map(|(x, y)| on[self.patch(x, y, width, height)])

@@ -2,7 +2,13 @@
 //!
 //! An [`Example`] is one sample with the [`HeatMap`] of one feature on its base tile, the tile that shows the
 //! whole image. [`HeatMap::mask`] turns it into a [`Mask`] of the image's own size, under a stated [`Cut`];
-//! [`HeatMap::overlay`] paints it over the image. [`top_examples`] picks the samples a feature fires on most.
+//! [`Masking`] lights and dims the image by it, for an explainer; [`HeatMap::overlay`] paints it over the image, for people. [`top_examples`] picks the samples a feature fires on most.
+//!
+//! [`examples`] picks by other rules, [`counterexamples`] finds samples that look alike and are not.
+//!
+//! [`text_examples`] cuts windows of tokens for caches of text, and [`Unembedding`] tells which tokens a feature makes likelier.
+//! [`prompt`] puts either into a question, [`parse`] reads the answer, [`Record`] is what a ledger keeps of it, and
+//! [`read_published`] and [`write_published`] know the files that multimodal-sae publishes.
 //!
 //! The crate owns no model, sends nothing anywhere and reads no image file.
 //!
@@ -16,10 +22,26 @@
 //! # Ok::<(), explain::ExplainError>(())
 //! ```
 
+mod contrast;
 mod error;
 mod example;
 mod heat;
+mod logits;
+mod masking;
+pub mod parse;
+mod picture;
+pub mod prompt;
+mod published;
+mod record;
+mod text;
 
+pub use contrast::{Counterexample, counterexamples};
 pub use error::ExplainError;
-pub use example::{Example, top_examples};
+pub use example::{Choice, Example, count_up_to, examples, top_examples};
 pub use heat::{Cut, HeatMap, Mask};
+pub use logits::Unembedding;
+pub use masking::{Edges, Masking};
+pub use picture::{Encoding, Fit};
+pub use published::{Published, read_published, write_published};
+pub use record::{Asked, FeatureKey, FeatureKeyError, Outcome, Record, Shown};
+pub use text::{Piece, TextExample, TextStyle, count_text_up_to, text_examples, write_examples};

@@ -1,0 +1,215 @@
+//! Examples of text: windows of tokens around a feature's peaks, its tokens marked.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+
+use act_cache::{CachedTokens, Duplicates, FeatureSlice, Ranking, Selection};
+use lmm_prep::Tokenizer;
+use sae_types::SampleId;
+
+use crate::ExplainError;
+
+/// A window of tokens around the place where a feature is strongest in one sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextExample {
+    /// The sample.
+    pub sample: SampleId,
+    /// The largest activation in the window.
+    pub peak: f32,
+    /// The tokens, in order.
+    pub pieces: Vec<Piece>,
+}
+
+/// A token of a window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// Its text. A character that several tokens make up stands with the last of them.
+    pub text: String,
+    /// The feature's activation, 0 where it is off.
+    pub activation: f32,
+}
+
+/// How examples are written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TextStyle {
+    /// Tokens are marked from this share of the example's largest activation on; delphi's is 0.3.
+    pub threshold: f32,
+    /// Whether the marked tokens are listed below each example with their activation.
+    pub activations: bool,
+}
+
+/// The first samples of `selection` by largest activation, each as a window of `context` tokens around its peak, or the whole
+/// of shorter ones. Tokens of images are passed over, and so are samples in which the feature is on only there; windows
+/// of the same tokens are taken once.
+///
+/// # Errors
+/// When the cache cannot be read or a token has no text.
+pub fn text_examples(
+    feature: &FeatureSlice<'_>,
+    tokens: &CachedTokens,
+    tokenizer: &Tokenizer,
+    selection: Selection,
+    context: usize,
+) -> Result<Vec<TextExample>, ExplainError> {
+    let ranked = feature
+        .pick(Ranking::Max, selection, Duplicates::Keep)
+        .map_err(ExplainError::cache(feature.feature()))?;
+    let mut seen = HashSet::new();
+    let mut examples = Vec::new();
+    for ranked in ranked {
+        let Some(window) = window(feature, tokens, ranked.sample, context)? else { continue };
+        if seen.insert(window.ids.clone()) {
+            let texts = pieces(tokenizer, &window.ids)
+                .map_err(|source| ExplainError::Text { sample: ranked.sample, source })?;
+            let pieces = texts.into_iter().zip(window.activations);
+            examples.push(TextExample {
+                sample: ranked.sample,
+                peak: window.peak,
+                pieces: pieces.map(|(text, activation)| Piece { text, activation }).collect(),
+            });
+        }
+    }
+    Ok(examples)
+}
+
+/// In how many samples the feature is on in the text, tokens of images aside, but no more than `enough`, where the count ends.
+pub fn count_text_up_to(feature: &FeatureSlice<'_>, enough: usize) -> usize {
+    let layout = &feature.cache().manifest().token_layout;
+    let is_on = |(sample, part): &(SampleId, FeatureSlice<'_>)| {
+        feature
+            .cache()
+            .sample(*sample)
+            .is_some_and(|record| part.iter().any(|on| !record.is_image_token(on.token, layout)))
+    };
+    feature.by_sample().filter(is_on).take(enough).count()
+}
+
+struct Window {
+    ids: Vec<u32>,
+    activations: Vec<f32>,
+    peak: f32,
+}
+
+/// The window of one sample, tokens of images left out; `None` if the feature is on on no other.
+fn window(
+    feature: &FeatureSlice<'_>,
+    tokens: &CachedTokens,
+    sample: SampleId,
+    context: usize,
+) -> Result<Option<Window>, ExplainError> {
+    let cache = feature.cache();
+    let layout = &cache.manifest().token_layout;
+    let line = cache.samples().binary_search_by_key(&sample, |record| record.sample);
+    let line = line.map_err(|_| ExplainError::UnknownSample { sample })?;
+    let (record, ids) = (&cache.samples()[line], tokens.of_line(line));
+    let is_text = |token: u32| !record.is_image_token(sae_types::TokenIndex(token), layout);
+    let places: Vec<u32> = (0..ids.len() as u32).filter(|&token| is_text(token)).collect();
+    let mut values = vec![0.0; places.len()];
+    let (mut peak, mut at) = (0.0, None);
+    for activation in feature.in_sample(sample).iter() {
+        let Ok(place) = places.binary_search(&activation.token.0) else { continue };
+        values[place] = activation.value;
+        if activation.value > peak {
+            (peak, at) = (activation.value, Some(place));
+        }
+    }
+    let Some(at) = at else { return Ok(None) };
+    let len = context.clamp(1, places.len());
+    // The peak stands in the middle, unless the text begins or ends near it.
+    let start = at.saturating_sub(len / 2).min(places.len() - len);
+    let range = start..start + len;
+    Ok(Some(Window {
+        ids: places[range.clone()].iter().map(|&place| ids[place as usize]).collect(),
+        activations: values[range].to_vec(),
+        peak,
+    }))
+}
+
+/// The text of each id as it reads within the whole: decoded with what stands before it, so that spaces are where they belong.
+fn pieces(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Vec<String>, lmm_prep::PrepError> {
+    let mut pieces = Vec::with_capacity(ids.len());
+    let mut done = 0;
+    for end in 1..=ids.len() {
+        let text = tokenizer.decode(&ids[..end], false)?;
+        // Half a character shows as U+FFFD: it waits for its other half, unless there is none.
+        let half = text.ends_with('\u{fffd}') && end < ids.len();
+        let piece = if half { "" } else { text.get(done..).unwrap_or("") };
+        if !half {
+            done = text.len();
+        }
+        pieces.push(piece.to_owned());
+    }
+    Ok(pieces)
+}
+
+impl TextExample {
+    /// The example as text, marked tokens between `<<` and `>>`. `largest` is the feature's largest activation over all
+    /// examples, to which the listed strengths, 0 to 10 and rounded down, are relative.
+    pub fn write(&self, style: TextStyle, largest: f32) -> String {
+        let least = style.threshold * self.peak;
+        let is_marked = |piece: &Piece| piece.activation > 0.0 && piece.activation >= least;
+        let mut text = String::new();
+        for run in self.pieces.chunk_by(|a, b| is_marked(a) == is_marked(b)) {
+            let words = run.iter().map(|piece| piece.text.as_str()).collect::<String>();
+            if is_marked(&run[0]) {
+                let _ = write!(text, "<<{words}>>");
+            } else {
+                text += &words;
+            }
+        }
+        if style.activations {
+            let listed = self.pieces.iter().filter(|piece| is_marked(piece)).map(|piece| {
+                let strength =
+                    (10.0 * piece.activation / largest.max(f32::MIN_POSITIVE)).clamp(0.0, 10.0) as u8;
+                format!("({:?}: {strength})", piece.text)
+            });
+            let _ = write!(text, "\nStrengths: {}", listed.collect::<Vec<_>>().join(", "));
+        }
+        text
+    }
+}
+
+/// All examples, numbered, and the tokens that the feature makes likelier, if they are known.
+pub fn write_examples(examples: &[TextExample], style: TextStyle, likelier: &[String]) -> String {
+    let largest = examples.iter().map(|example| example.peak).fold(0.0, f32::max);
+    let mut text = String::new();
+    for (number, example) in examples.iter().enumerate() {
+        let _ = writeln!(text, "Excerpt {}: {}\n", number + 1, example.write(style, largest));
+    }
+    if !likelier.is_empty() {
+        let quoted: Vec<String> = likelier.iter().map(|token| format!("{token:?}")).collect();
+        let _ = writeln!(text, "Tokens made more likely: {}", quoted.join(", "));
+    }
+    text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> TextExample {
+        let pieces = [("the", 0.0), (" red", 2.0), (" cir", 3.9), ("cle", 0.5), (" is", 0.0), (" big", 4.0)];
+        let pieces = pieces.map(|(text, activation)| Piece { text: text.to_owned(), activation });
+        TextExample { sample: SampleId(0), peak: 4.0, pieces: pieces.to_vec() }
+    }
+
+    #[test]
+    fn neighbours_share_marks_and_strengths_are_rounded_down() {
+        let style = TextStyle { threshold: 0.3, activations: false };
+        assert_eq!(example().write(style, 8.0), "the<< red cir>>cle is<< big>>");
+        let all = TextStyle { threshold: 0.0, activations: true };
+        assert_eq!(
+            example().write(all, 8.0),
+            "the<< red circle>> is<< big>>\nStrengths: (\" red\": 2), (\" cir\": 4), (\"cle\": 0), (\" big\": 5)"
+        );
+    }
+
+    #[test]
+    fn examples_are_numbered_and_likelier_tokens_stand_at_the_end() {
+        let style = TextStyle { threshold: 0.9, activations: false };
+        let text = write_examples(&[example(), example()], style, &[" colour".to_owned(), "\n".to_owned()]);
+        let want = "Excerpt 1: the red<< cir>>cle is<< big>>\n\nExcerpt 2: the red<< cir>>cle is<< big>>\n\n\
+                    Tokens made more likely: \" colour\", \"\\n\"";
+        assert_eq!(text, want);
+    }
+}
