@@ -1,0 +1,129 @@
+//! [`Explanations`]: what was explained, from this project's ledgers or from files that multimodal-sae published.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use explain::parse::Answer;
+use explain::{FeatureKey, Outcome, Published, parse, read_published};
+use sae_types::{FeatureId, HookPoint};
+
+use crate::folder::EXPLANATIONS;
+use crate::ledgers::{Ledgers, files};
+
+/// Texts by feature, all in memory: some hundred bytes each.
+#[derive(Debug, Default)]
+pub(crate) struct Explanations {
+    pub(crate) texts: BTreeMap<FeatureKey, String>,
+    /// How many features have none because the model was unable to say anything.
+    pub(crate) unable: u64,
+    /// How many have none for another reason.
+    pub(crate) without: u64,
+}
+
+impl Explanations {
+    /// Reads a ledger, a published file, or a folder with ledgers of `stage` or else with published files.
+    pub(crate) fn open(path: &Path, stage: &str) -> Result<Self> {
+        ensure!(path.exists(), "{} does not exist", path.display());
+        let mut read = Self::default();
+        if path.is_dir() {
+            let ledgers = files(path, stage)?;
+            if ledgers.is_empty() {
+                let published = published_files(path, stage)?;
+                ensure!(
+                    !published.is_empty(),
+                    "{} holds neither {stage}.jsonl nor a file such as model_layers_24.json: name the file",
+                    path.display()
+                );
+                for (file, published) in published {
+                    read.published(&file, published);
+                }
+            } else {
+                read.ledgers(&ledgers)?;
+            }
+        } else if path.extension().is_some_and(|extension| extension == "jsonl") {
+            read.ledgers(&[path.to_owned()])?;
+        } else {
+            read.published(path, read_published(path)?);
+        }
+        ensure!(!read.texts.is_empty(), "{} holds no text of any feature", path.display());
+        if read.unable + read.without > 0 {
+            tracing::info!(
+                "{} features are passed over: of {} the model had nothing to say, {} have no text for another reason",
+                read.unable + read.without,
+                read.unable,
+                read.without
+            );
+        }
+        Ok(read)
+    }
+
+    fn ledgers(&mut self, files: &[PathBuf]) -> Result<()> {
+        for record in Ledgers::read(files)?.records(&|_| true) {
+            let record = record?;
+            let key = record.key();
+            self.add(
+                key,
+                match record.outcome {
+                    Outcome::Answered(text) => Answer::Given(text),
+                    Outcome::Unable => Answer::Unable,
+                    Outcome::Unparsed | Outcome::Skipped(_) | Outcome::Failed(_) => Answer::Unparsed,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    fn published(&mut self, path: &Path, published: Published) {
+        if published.duplicates > 0 {
+            tracing::warn!(
+                "{}: {} features are there more than once; the last counts",
+                path.display(),
+                published.duplicates
+            );
+        }
+        for (key, text) in published.texts {
+            self.add(key, parse::published(&text));
+        }
+    }
+
+    fn add(&mut self, key: FeatureKey, answer: Answer) {
+        match answer {
+            Answer::Given(text) => drop(self.texts.insert(key, text)),
+            Answer::Unable => self.unable += 1,
+            Answer::Unparsed => self.without += 1,
+        }
+    }
+
+    /// The features with a text, by hook point.
+    pub(crate) fn features(&self) -> Vec<(&HookPoint, Vec<FeatureId>)> {
+        let keys: Vec<&FeatureKey> = self.texts.keys().collect();
+        let of_hook = |keys: &[&FeatureKey]| keys.iter().map(|key| key.feature).collect();
+        keys.chunk_by(|a, b| a.hook == b.hook).map(|keys| (&keys[0].hook, of_hook(keys))).collect::<Vec<_>>()
+    }
+}
+
+/// The published files of a stage in a folder: those named after the hook point whose features they hold,
+/// `model_layers_24.json`, or of what was made of them `model_layers_24_labels.json`.
+fn published_files(folder: &Path, stage: &str) -> Result<Vec<(PathBuf, Published)>> {
+    let suffix = if stage == EXPLANATIONS.name { String::new() } else { format!("_{stage}") };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if path.extension().is_none_or(|extension| extension != "json") || !stem.ends_with(&suffix) {
+            continue;
+        }
+        // Manifests and much else are JSON too.
+        let Ok(published) = read_published(&path) else {
+            tracing::debug!("{} holds no texts of features", path.display());
+            continue;
+        };
+        let fits = |key: &FeatureKey| format!("{}{suffix}", key.hook.file_stem()) == stem;
+        if published.texts.keys().any(fits) {
+            found.push((path, published));
+        }
+    }
+    found.sort_by(|one, other| one.0.cmp(&other.0));
+    Ok(found)
+}

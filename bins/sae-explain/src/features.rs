@@ -1,0 +1,161 @@
+//! Which features a run is about.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use explain::FeatureKey;
+use sae_types::{FeatureId, Filters, HookPoint};
+use stage_kit::World;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct FeatureArgs {
+    /// Only these hook points; default: all there are
+    #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "HOOKPOINT", help_heading = "Features")]
+    hookpoints: Vec<HookPoint>,
+    /// JSON file of the only features to ask about, {"model.layers.24": [0, 1, 2]}
+    #[arg(long, value_name = "FILE", help_heading = "Features")]
+    filters: Option<PathBuf>,
+    /// Only these features of each hook point, 0-99,200 with both ends
+    #[arg(long, value_delimiter = ',', value_name = "LIST", help_heading = "Features")]
+    features: Vec<Features>,
+}
+
+/// `7`, or `0-99` with 99.
+#[derive(Clone, Debug)]
+struct Features(std::ops::RangeInclusive<u32>);
+
+impl std::str::FromStr for Features {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.trim().parse::<u32>().ok();
+        let range = match text.split_once('-') {
+            Some((first, last)) => number(first).zip(number(last)),
+            None => number(text).map(|one| (one, one)),
+        };
+        let range = range.filter(|(first, last)| first <= last);
+        range
+            .map(|(first, last)| Self(first..=last))
+            .ok_or_else(|| format!("{text:?} is no feature: expected 7, or 0-99"))
+    }
+}
+
+/// What the flags ask for.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    args: &'a FeatureArgs,
+    filters: Option<Filters>,
+}
+
+impl FeatureArgs {
+    /// Reads the filters.
+    pub(crate) fn wanted(&self) -> Result<Wanted<'_>> {
+        Ok(Wanted { args: self, filters: self.filters.as_deref().map(read_filters).transpose()? })
+    }
+}
+
+impl Wanted<'_> {
+    /// The features asked for among those there are, hook point by hook point, and of them a worker's share: every `size`-th.
+    pub(crate) fn among<'h>(
+        &self,
+        there: impl Iterator<Item = (&'h HookPoint, Vec<FeatureId>)>,
+        world: World,
+    ) -> Result<Selection> {
+        let there: Vec<_> = there.collect();
+        let known: BTreeSet<&HookPoint> = there.iter().map(|(hook, _)| *hook).collect();
+        let named = self.args.hookpoints.iter().chain(self.filters.iter().flat_map(Filters::hooks));
+        for hook in named {
+            let names: Vec<&str> = known.iter().map(|hook| hook.as_str()).collect();
+            ensure!(known.contains(hook), "there is nothing of {hook}: there are {}", names.join(", "));
+        }
+        let mut at = 0;
+        let mut selection = Selection(Vec::new());
+        for (hook, features) in there {
+            let mut share = features;
+            share.retain(|&feature| self.wants(hook, feature));
+            share.retain(|_| {
+                at += 1;
+                (at - 1) % world.size == world.rank
+            });
+            selection.0.push((hook.clone(), share));
+        }
+        ensure!(at > 0, "the flags choose none of the features there are");
+        Ok(selection)
+    }
+
+    fn wants(&self, hook: &HookPoint, feature: FeatureId) -> bool {
+        let args = self.args;
+        let in_filters = |filters: &Filters| {
+            filters.features(hook).is_some_and(|wanted| wanted.binary_search(&feature).is_ok())
+        };
+        (args.hookpoints.is_empty() || args.hookpoints.contains(hook))
+            && self.filters.as_ref().is_none_or(in_filters)
+            && (args.features.is_empty() || args.features.iter().any(|range| range.0.contains(&feature.0)))
+    }
+}
+
+/// Features, by hook point.
+#[derive(Debug)]
+pub(crate) struct Selection(Vec<(HookPoint, Vec<FeatureId>)>);
+
+impl Selection {
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|(_, features)| features.len()).sum()
+    }
+
+    /// The hook points with features.
+    pub(crate) fn hooks(&self) -> impl Iterator<Item = &HookPoint> {
+        self.0.iter().filter(|(_, features)| !features.is_empty()).map(|(hook, _)| hook)
+    }
+
+    pub(crate) fn keys(self) -> impl Iterator<Item = FeatureKey> {
+        self.0.into_iter().flat_map(|(hook, features)| {
+            features.into_iter().map(move |feature| FeatureKey { hook: hook.clone(), feature })
+        })
+    }
+}
+
+fn read_filters(path: &Path) -> Result<Filters> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read filters {}", path.display()))?;
+    let filters: Filters =
+        serde_json::from_str(&text).with_context(|| format!("{} is no filters file", path.display()))?;
+    ensure!(!filters.is_empty(), "{} names no hook point", path.display());
+    Ok(filters)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_have_both_ends() {
+        for (text, range) in [("7", 7..=7), ("0-99", 0..=99), (" 3 - 4", 3..=4)] {
+            assert_eq!(text.parse::<Features>().unwrap().0, range, "{text}");
+        }
+        for text in ["", "-1", "9-3", "0..9", "a"] {
+            assert!(text.parse::<Features>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn workers_share_what_is_wanted_and_nothing_is_left_over() {
+        let args = FeatureArgs {
+            hookpoints: Vec::new(),
+            filters: None,
+            features: vec!["2-6".parse().unwrap(), "9".parse().unwrap()],
+        };
+        let hooks = [HookPoint::layer(1), HookPoint::layer(2)];
+        let there = || hooks.iter().map(|hook| (hook, (0..8).map(FeatureId).collect()));
+        let mut all = Vec::new();
+        for rank in 0..3 {
+            all.extend(args.wanted().unwrap().among(there(), World { rank, size: 3 }).unwrap().keys());
+        }
+        all.sort();
+        let wanted = hooks
+            .iter()
+            .flat_map(|hook| (2..7).map(|f| FeatureKey { hook: hook.clone(), feature: FeatureId(f) }));
+        assert_eq!(all, wanted.collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,102 @@
+//! `sae-explain refine` and `label`: explanations made shorter, and sorted.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use explain::parse::Answer;
+use explain::{FeatureKey, parse, prompt};
+use serde::Serialize;
+use stage_kit::{CommonArgs, RunManifest, UsageError};
+
+use crate::about::Texts;
+use crate::args::{Instruction, RunArgs, ServerArgs, settings};
+use crate::engine::{self, Job, Prepared, Question};
+use crate::explanations::Explanations;
+use crate::features::FeatureArgs;
+use crate::folder::{EXPLANATIONS, Folder, Stage};
+use crate::server::Server;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct FollowArgs {
+    /// What to read: a folder of sae-explain, a ledger (.jsonl), or a file that multimodal-sae published (.json)
+    #[arg(long)]
+    explanations: PathBuf,
+    /// Folder to write; default: the one that is read
+    #[arg(long)]
+    explanation_dir: Option<PathBuf>,
+    #[command(flatten)]
+    features: FeatureArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// A stage that asks about texts alone.
+pub(crate) struct Follow {
+    label: &'static str,
+    stage: Stage,
+    instruction: fn() -> String,
+    read: fn(&str, bool) -> Answer,
+}
+
+pub(crate) const REFINE: Follow = Follow {
+    label: "refining",
+    stage: Stage { name: "refined", suffix: Some("_refined") },
+    instruction: prompt::refine_instruction,
+    read: parse::entity,
+};
+
+pub(crate) const LABEL: Follow =
+    Follow { label: "labelling", stage: LABELS, instruction: prompt::label_instruction, read: parse::label };
+
+pub(crate) const LABELS: Stage = Stage { name: "labels", suffix: Some("_labels") };
+
+/// What was passed over, for the summary.
+#[derive(Serialize)]
+pub(crate) struct PassedOver {
+    pub(crate) unable_before: u64,
+    pub(crate) without_explanation: u64,
+}
+
+pub(crate) fn run(args: &FollowArgs, follow: &Follow, common: &CommonArgs) -> Result<()> {
+    let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
+    manifest.seed = Some(common.seed);
+    let world = common.world()?;
+    manifest.world(world);
+    let instruction = Instruction::of(&args.server, (follow.instruction)())?;
+    let explanations = Explanations::open(&args.explanations, EXPLANATIONS.name)?;
+    let path = output(args.explanation_dir.as_deref(), &args.explanations)?;
+    let selection = args.features.wanted()?.among(explanations.features().into_iter(), world)?;
+    let runtime = engine::runtime()?;
+    let server = Server::connect(&args.server, common.seed, &runtime)?;
+    manifest.settings = settings(&args.server, &server.model, &instruction, common.seed);
+    let Explanations { texts, unable, without } = explanations;
+    let texts = Texts::new(texts);
+    let (stage, about) = (follow.stage, texts.clone());
+    let folder = Folder::open(&path, stage, &args.run, world, &selection, about, &mut manifest)?;
+    let prompt = instruction.short_hash();
+    let concurrency = args.server.concurrency;
+    let job = Job { label: follow.label, selection, folder, server, runtime, concurrency, read: follow.read };
+    let prepare = move |key: &FeatureKey| {
+        let messages = prompt::about_explanation(texts.get(key).unwrap_or_default(), &instruction.text);
+        Ok(Prepared::Ask(Question { key: key.clone(), messages, shown: Vec::new(), prompt: prompt.clone() }))
+    };
+    let (summary, ()) = engine::run(job, manifest, prepare, Folder::publish)?;
+    summary.print(&PassedOver { unable_before: unable, without_explanation: without })
+}
+
+/// The folder to write: the one asked for, or else the one that is read.
+pub(crate) fn output(asked: Option<&Path>, explanations: &Path) -> Result<PathBuf> {
+    match asked {
+        Some(asked) => Ok(asked.to_owned()),
+        None if explanations.is_dir() => Ok(explanations.to_owned()),
+        None => {
+            let problem = format!(
+                "{} is a file: name the folder to write with --explanation-dir",
+                explanations.display()
+            );
+            Err(UsageError::new(problem).into())
+        }
+    }
+}

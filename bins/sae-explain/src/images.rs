@@ -1,0 +1,106 @@
+//! `sae-explain images`: what the lit parts of images share.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use explain::{FeatureKey, Outcome, parse, prompt};
+use stage_kit::{CommonArgs, RunManifest};
+
+use crate::about::Texts;
+use crate::args::{Instruction, RunArgs, ServerArgs, settings};
+use crate::engine::{self, Job, Prepared, Question};
+use crate::features::FeatureArgs;
+use crate::folder::{EXPLANATIONS, Folder, IMAGES};
+use crate::gallery::{self, Gallery, GalleryArgs};
+use crate::server::Server;
+use crate::summary::Nothing;
+
+pub(crate) const EXAMPLE: &str = "\
+Example, with LLaVA-OneVision behind SGLang, and again after a kill:
+  sae-explain images --cache cache --dataset DATASET --explanation-dir explained --endpoint http://127.0.0.1:30000/v1
+  sae-explain images ... --resume
+
+EXPLANATION_DIR/explanations.jsonl has one line per feature and is what --resume reads; model_layers_24.json is written from it.";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ImagesArgs {
+    #[command(flatten)]
+    gallery: GalleryArgs,
+    /// Folder to write
+    #[arg(long)]
+    explanation_dir: PathBuf,
+    /// Add this many images in which the feature is off although what it often comes with is there. With --prompt your own
+    /// instructions must say that the last pictures are such
+    #[arg(long, default_value_t = 0, help_heading = "Examples")]
+    negatives: usize,
+    /// Keep the images that are shown, their masks and the masked images, in EXPLANATION_DIR/images
+    #[arg(long)]
+    save_images: bool,
+    #[command(flatten)]
+    features: FeatureArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// What makes a question of a feature.
+struct Asker {
+    gallery: Gallery,
+    /// The user's own instructions, if there are.
+    own: Option<String>,
+    prompt: String,
+    save: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &ImagesArgs, common: &CommonArgs) -> Result<()> {
+    let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
+    manifest.seed = Some(common.seed);
+    let world = common.world()?;
+    manifest.world(world);
+    let instruction = Instruction::of(&args.server, prompt::images_instruction(args.negatives))?;
+    let cache = gallery::open_cache(&args.gallery.cache)?;
+    let selection = args.features.wanted()?.among(gallery::stored(cache)?.into_iter(), world)?;
+    let gallery = args.gallery.open(cache, &selection, args.negatives, common.seed, &mut manifest)?;
+    let runtime = engine::runtime()?;
+    let server = Server::connect(&args.server, common.seed, &runtime)?;
+    manifest.settings.extend(settings(&args.server, &server.model, &instruction, common.seed));
+    let (path, texts) = (&args.explanation_dir, Texts::default());
+    let folder = Folder::open(path, EXPLANATIONS, &args.run, world, &selection, texts, &mut manifest)?;
+    let asker = Asker {
+        gallery,
+        prompt: instruction.short_hash(),
+        own: args.server.prompt.is_some().then_some(instruction.text),
+        save: args.save_images.then(|| args.explanation_dir.join(IMAGES)),
+    };
+    let concurrency = args.server.concurrency;
+    let job = Job {
+        label: "explaining",
+        selection,
+        folder,
+        server,
+        runtime,
+        concurrency,
+        read: parse::explanation,
+    };
+    let (summary, ()) = engine::run(job, manifest, move |key| asker.question(key), Folder::publish)?;
+    summary.print(&Nothing {})
+}
+
+impl Asker {
+    fn question(&self, key: &FeatureKey) -> Result<Prepared, Outcome> {
+        let exhibit = self.gallery.show(key)?;
+        if let Some(folder) = &self.save {
+            let folder = folder.join(key.hook.file_stem()).join(key.to_string());
+            let saved = self.gallery.save(&exhibit, &folder).context("the images cannot be kept");
+            saved.map_err(|error| Outcome::Failed(format!("{error:#}")))?;
+        }
+        let instruction = match &self.own {
+            Some(own) => own.clone(),
+            None => prompt::images_instruction(exhibit.counterexamples()),
+        };
+        let (pictures, shown) = exhibit.into_parts();
+        let messages = prompt::about_pictures(pictures, &instruction);
+        Ok(Prepared::Ask(Question { key: key.clone(), messages, shown, prompt: self.prompt.clone() }))
+    }
+}

@@ -1,0 +1,205 @@
+//! [`Server`]: the model that is asked.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use chat_client::{
+    ApiKey, ChatClient, ChatError, ChatMessage, ChatRequest, ClientOptions, FinishReason, Prices,
+    RetryPolicy, Totals,
+};
+use explain::parse::Answer;
+use explain::{Asked, Outcome};
+use stage_kit::UsageError;
+use tokio::runtime::Runtime;
+
+use crate::args::ServerArgs;
+
+/// The temperature from the second time on that the same is asked: at 0 the same words would come again.
+const AGAIN: f64 = 0.7;
+/// How long to wait before looking again for a server that is not there yet.
+const ASK_PAUSE: Duration = Duration::from_secs(1);
+
+pub(crate) struct Server {
+    client: ChatClient,
+    pub(crate) model: String,
+    temperature: f64,
+    max_tokens: u32,
+    asks: u32,
+    seed: u64,
+}
+
+impl Server {
+    /// Finds the server, for which it waits, and the model on it.
+    pub(crate) fn connect(args: &ServerArgs, seed: u64, runtime: &Runtime) -> Result<Self> {
+        let prices = args.price_prompt.zip(args.price_completion);
+        let options = ClientOptions {
+            key: ApiKey::from_env(&args.api_key_env),
+            timeout: Duration::from_secs_f64(args.timeout),
+            retry: RetryPolicy { attempts: args.attempts, ..RetryPolicy::default() },
+            patience: Duration::from_secs_f64(args.patience),
+            max_concurrent: args.concurrency,
+            requests_per_minute: args.requests_per_minute,
+            prices: prices.map(|(prompt, completion)| Prices { prompt, completion }),
+            ..ClientOptions::new(&args.endpoint)
+        };
+        let client =
+            ChatClient::new(options).map_err(|error| UsageError::new(format!("--endpoint: {error}")))?;
+        let model = model(args, runtime.block_on(listed(args, &client)))?;
+        Ok(Self {
+            client,
+            model,
+            temperature: args.temperature,
+            max_tokens: args.max_tokens,
+            asks: args.asks,
+            seed,
+        })
+    }
+
+    /// What was sent and answered so far.
+    pub(crate) fn totals(&self) -> Totals {
+        self.client.totals()
+    }
+
+    /// Asks until an answer can be read, but no more often than agreed.
+    ///
+    /// # Errors
+    /// When every other question would fail as well.
+    pub(crate) async fn ask(
+        &self,
+        messages: Vec<ChatMessage>,
+        prompt: String,
+        read: fn(&str, bool) -> Answer,
+    ) -> Result<(Outcome, Asked), ChatError> {
+        let started = Instant::now();
+        let mut request = ChatRequest {
+            temperature: Some(self.temperature),
+            max_tokens: Some(self.max_tokens),
+            ..ChatRequest::new(&self.model, messages)
+        };
+        let mut asked = Asked { prompt, ..Asked::default() };
+        let mut outcome = Outcome::Unparsed;
+        while asked.asks < self.asks {
+            let temperature = if asked.asks == 0 { self.temperature } else { self.temperature.max(AGAIN) };
+            request.temperature = Some(temperature);
+            // Not every server knows seeds, and the likeliest answer needs none.
+            request.seed = (temperature > 0.0).then(|| self.seed.wrapping_add(u64::from(asked.asks)));
+            asked.asks += 1;
+            let reply = match self.client.complete(&request).await {
+                Ok(reply) => reply,
+                Err(error) if self.concerns_all(&error) => return Err(error),
+                Err(error) => {
+                    match &error {
+                        ChatError::GaveUp { attempts, .. } => asked.attempts += attempts,
+                        ChatError::Refused { .. } => asked.attempts += 1,
+                        _ => {}
+                    }
+                    outcome = Outcome::Failed(error.to_string());
+                    break;
+                }
+            };
+            asked.attempts += reply.attempts;
+            asked.prompt_tokens += reply.usage.prompt_tokens;
+            asked.completion_tokens += reply.usage.completion_tokens;
+            asked.model = reply.model;
+            let answer = read(&reply.text, reply.finish_reason != FinishReason::Length);
+            asked.answer = reply.text;
+            match answer {
+                Answer::Given(text) => {
+                    outcome = Outcome::Answered(text);
+                    break;
+                }
+                Answer::Unable => {
+                    outcome = Outcome::Unable;
+                    break;
+                }
+                Answer::Unparsed if reply.finish_reason == FinishReason::Length => {
+                    tracing::debug!("an answer reached --max-tokens {} before its marker", self.max_tokens);
+                }
+                Answer::Unparsed => {}
+            }
+        }
+        asked.seconds = (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+        Ok((outcome, asked))
+    }
+
+    /// Whether the next question would fare no better: the server is gone, or knows not the key, the address or the model.
+    fn concerns_all(&self, error: &ChatError) -> bool {
+        match error {
+            ChatError::Gone { .. } => true,
+            // A filter of contents says this as well, of one question, and only to a key that is good.
+            ChatError::Refused { status: 403, .. } => self.totals().answered == 0,
+            ChatError::Refused { status, .. } => matches!(status, 401 | 402 | 404 | 429),
+            _ => false,
+        }
+    }
+}
+
+/// What the server says of its models, once it is there.
+async fn listed(args: &ServerArgs, client: &ChatClient) -> Result<Vec<String>, ChatError> {
+    let (started, mut told) = (Instant::now(), false);
+    let patience = Duration::from_secs_f64(args.patience);
+    loop {
+        let listed = client.models().await;
+        let is_gone = match &listed {
+            Err(ChatError::Models { status: None, .. }) => true,
+            // A proxy before a server that is starting; with a name it may be asked without.
+            Err(ChatError::Models { status: Some(502..=504), .. }) => args.explainer.is_none(),
+            _ => false,
+        };
+        if !is_gone || started.elapsed() >= patience {
+            return listed;
+        }
+        if let Err(error) = listed
+            && !std::mem::replace(&mut told, true)
+        {
+            tracing::warn!("{error}; waiting {} s for a server at {}", args.patience, args.endpoint);
+        }
+        tokio::time::sleep(ASK_PAUSE.min(patience)).await;
+    }
+}
+
+/// The model's name: as asked for, or the only one there is.
+fn model(args: &ServerArgs, listed: Result<Vec<String>, ChatError>) -> Result<String> {
+    let listed = match (listed, &args.explainer) {
+        (Ok(listed), _) => listed,
+        // Not every server lists its models, or to every key; one that answers may know the name.
+        (Err(ChatError::Models { status: Some(status), .. }), Some(name)) if status != 401 => {
+            return Ok(name.clone());
+        }
+        (Err(error @ ChatError::Models { status, .. }), _) => {
+            let advice = match status {
+                None => format!(
+                    "no server at {}: start one, for example `lmm-serve MODEL --port 30000` or SGLang's `python -m sglang.launch_server \
+                     --model-path MODEL --port 30000`, or name another with --endpoint",
+                    args.endpoint
+                ),
+                Some(401 | 403) => format!(
+                    "the server wants a key: set {}, or name another variable with --api-key-env",
+                    args.api_key_env
+                ),
+                Some(404) if !args.endpoint.trim_end_matches('/').ends_with("/v1") => {
+                    format!("--endpoint {} should end with /v1", args.endpoint)
+                }
+                Some(_) => "the server does not list its models: name one with --explainer".to_owned(),
+            };
+            return Err(error).context(advice);
+        }
+        (Err(error), _) => return Err(error.into()),
+    };
+    let names = || listed.join(", ");
+    match (&args.explainer, listed.as_slice()) {
+        (Some(name), _) if listed.contains(name) => Ok(name.clone()),
+        (Some(name), []) => Ok(name.clone()),
+        (Some(name), _) => {
+            Err(UsageError::new(format!("the server has no model {name:?}; --explainer may be: {}", names()))
+                .into())
+        }
+        (None, [one]) => Ok(one.clone()),
+        (None, []) => bail!("the server lists no model: name one with --explainer"),
+        (None, _) => Err(UsageError::new(format!(
+            "the server has several models: add --explainer, one of {}",
+            names()
+        ))
+        .into()),
+    }
+}
