@@ -89,9 +89,7 @@ fn sample(scene: &Scene, seed: u64, index: u64) -> anyhow::Result<Sample> {
     }
     let mut masks = Vec::with_capacity(scene.objects.len());
     for (number, object) in scene.objects.iter().enumerate() {
-        let [colour, _, shape] = object.labels();
-        let labels = vec![shape.to_owned(), colour.to_owned(), format!("{colour} {shape}")];
-        masks.push(MaskAnnotation { labels, png: mask_png(&scene.mask(number))? });
+        masks.push(MaskAnnotation { labels: object.descriptions(), png: mask_png(&scene.mask(number))? });
     }
     let image = EncodedImage { name: Some(format!("{id}.png")), bytes: image_png(&scene.render())? };
     Ok(Sample {
@@ -145,7 +143,7 @@ fn write_card(path: &Path, args: &ShapesArgs, seed: u64) -> anyhow::Result<()> {
          | `image` | the scene, PNG |\n\
          | `conversations` | questions (`human`, the first after `<image>`) and their one-word answers (`gpt`) |\n\
          | `caption` | the objects from left to right |\n\
-         | `masks` | for each object what it can be called (`circle`, `red`, `red circle`) and its pixels (255) |\n"
+         | `masks` | for each object what it can be called (`circle`, `red`, `large red circle`) and its pixels (255) |\n"
     );
     shards::write_file(path, &card)
 }

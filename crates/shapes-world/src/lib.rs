@@ -42,4 +42,4 @@ mod words;
 
 pub use scene::{CANVASES, Canvas, GAP, MAX_OBJECTS, MAX_SIZE, MIN_SIZE, Object, Scene};
 pub use text::{CAPTION_REQUEST, Question, QuestionKind, vocabulary};
-pub use words::{Background, Colour, Position, Shape, Texture, UnknownWord};
+pub use words::{Background, Colour, Extent, Position, Shape, Texture, UnknownWord};

@@ -3,7 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::{Background, Colour, Position, Shape, Texture};
+use crate::{Background, Colour, Extent, Position, Shape, Texture};
 
 /// Height and width of an image in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -141,6 +141,26 @@ impl Object {
         [self.colour.name(), self.texture.name(), self.shape.name()]
     }
 
+    /// How much room it takes; `None` between large and small.
+    pub fn extent(&self) -> Option<Extent> {
+        match self.size {
+            Extent::LARGE.. => Some(Extent::Large),
+            ..=Extent::SMALL => Some(Extent::Small),
+            _ => None,
+        }
+    }
+
+    /// All it can be called: each choice of its words, in the order extent, colour, texture, shape (`large red circle`).
+    pub fn descriptions(&self) -> Vec<String> {
+        let extent = self.extent().map(Extent::name);
+        let words: Vec<&str> = extent.into_iter().chain(self.labels()).collect();
+        let chosen = |choice: usize| {
+            let words = words.iter().enumerate().filter(|&(at, _)| choice >> at & 1 == 1);
+            words.map(|(_, &word)| word).collect::<Vec<_>>().join(" ")
+        };
+        (1..1 << words.len()).map(chosen).collect()
+    }
+
     /// The centre (x, y) of its bounding square in pixels, 0 being the canvas' edge.
     pub fn centre(&self) -> (f64, f64) {
         let half = f64::from(self.size) / 2.0;
@@ -249,6 +269,28 @@ fn apart(a: Square, b: Square) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_object_is_called_by_every_choice_of_its_words() {
+        let object = |size| Object {
+            shape: Shape::Ring,
+            colour: Colour::Red,
+            texture: Texture::Solid,
+            tone: Colour::Red.rgb(),
+            left: 0,
+            top: 0,
+            size,
+        };
+        let called = object(32).descriptions();
+        assert_eq!(called, ["red", "solid", "red solid", "ring", "red ring", "solid ring", "red solid ring"]);
+        assert_eq!(object(Extent::SMALL + 1).extent(), None);
+        let called = object(Extent::LARGE).descriptions();
+        assert_eq!(
+            (called.len(), called[0].as_str(), called[14].as_str()),
+            (15, "large", "large red solid ring")
+        );
+        assert_eq!(object(Extent::SMALL).extent(), Some(Extent::Small));
+    }
 
     #[test]
     fn thirds_leave_out_what_lies_near_a_border() {

@@ -98,6 +98,15 @@ attribute! {
 }
 
 attribute! {
+    /// How much room an object takes, where that is plain to see. Not part of any text.
+    Extent, "extent":
+    /// A side of at least [`Extent::LARGE`] pixels.
+    Large = "large",
+    /// A side of at most [`Extent::SMALL`] pixels.
+    Small = "small",
+}
+
+attribute! {
     /// What an object stands on. Not part of any text.
     Background, "background":
     /// One light grey.
@@ -123,6 +132,13 @@ attribute! {
     Bottom = "bottom",
     /// Middle row and column.
     Centre = "centre",
+}
+
+impl Extent {
+    /// The shortest side of a large object, in pixels.
+    pub const LARGE: u32 = 35;
+    /// The longest side of a small object, in pixels.
+    pub const SMALL: u32 = 29;
 }
 
 impl Colour {

@@ -16,7 +16,7 @@ use tch::{Device, Kind};
 const EVALUATION_SCENES: u64 = 2_000;
 
 /// `</s>` in the tokenizer of `model_folder`.
-const END_OF_TURN: u32 = 2;
+pub(crate) const END_OF_TURN: u32 = 2;
 
 /// What can be chosen on the command line.
 #[derive(clap::Args, Debug)]

@@ -1,16 +1,22 @@
-//! The recipe that trains shapes-lmm, the small LLaVA-NeXT in `assets/`, and the measure of how well it sees.
+//! The recipes that train the two shapes-lmm, the small LLaVA-NeXT models in `assets/`, and the measure of how well they see.
 #![expect(clippy::print_stderr, reason = "a recipe talks to the person running it")]
 
+mod course;
 mod evaluate;
+mod evaluate_explainer;
+mod lessons;
+mod lit;
+mod lit_lessons;
 mod model_folder;
 mod packing;
 mod parameters;
+mod patch_words;
 mod scenes;
 mod train;
 
 use clap::{Parser, Subcommand};
 
-/// Train and measure shapes-lmm, a LLaVA-NeXT small enough for two CPU cores
+/// Train and measure the two shapes-lmm, LLaVA-NeXT models small enough for two CPU cores
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -20,10 +26,14 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train from random parameters and write a Hugging Face model folder
+    /// Train shapes-lmm-s from random parameters and write a Hugging Face model folder
     Train(train::TrainArgs),
-    /// Ask a model about unseen scenes and count exact answers
+    /// Ask shapes-lmm-s about unseen scenes and count exact answers
     Evaluate(evaluate::EvaluateArgs),
+    /// Train shapes-lmm-l, which says what the lit parts of several pictures share
+    TrainExplainer(train::TrainExplainerArgs),
+    /// Ask shapes-lmm-l about unseen sets of pictures and count exact answers
+    EvaluateExplainer(evaluate_explainer::EvaluateExplainerArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -31,5 +41,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Train(args) => train::train(&args),
         Command::Evaluate(args) => evaluate::evaluate(&args),
+        Command::TrainExplainer(args) => train::train_explainer(&args),
+        Command::EvaluateExplainer(args) => evaluate_explainer::evaluate(&args),
     }
 }

@@ -7,41 +7,64 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use shapes_world::vocabulary;
 
+use crate::lit;
+
 /// Words that only the recipe and the chat template need, beside those of the scenes.
 const EXTRA_WORDS: [&str; 4] = ["user", "assistant", ":", "background"];
 const SPECIAL: [&str; 5] = ["<pad>", "<s>", "</s>", "<unk>", "<image>"];
 
-/// Side of the square a tile is resized to, and the side of a patch: an 8 x 8 grid.
-pub(crate) const TILE: u32 = 96;
-pub(crate) const PATCH: u32 = 12;
+/// Side of the square a tile is resized to.
+const TILE: u32 = 96;
 /// Height and width of the canvases tiles may be cut from.
-pub(crate) const PINPOINTS: [[u32; 2]; 3] = [[96, 96], [96, 192], [192, 96]];
+const PINPOINTS: [[u32; 2]; 3] = [[96, 96], [96, 192], [192, 96]];
 
-/// The sizes that tell one shapes-lmm from another.
+/// What tells one shapes-lmm from another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
+    /// Side of a patch.
+    pub(crate) patch: u32,
     pub(crate) vision_hidden: u32,
     pub(crate) vision_layers: u32,
     pub(crate) text_hidden: u32,
     pub(crate) text_intermediate: u32,
     pub(crate) text_layers: u32,
+    /// Tokens of the longest sequence.
+    pub(crate) context: u32,
+    /// Words beyond those of scenes and their questions.
+    pub(crate) words: &'static [&'static str],
 }
 
 impl Size {
     /// `shapes-lmm-s`: the model the demo's sparse autoencoder is trained in.
     pub(crate) const SMALL: Self = Self {
+        patch: 12,
         vision_hidden: 96,
         vision_layers: 4,
         text_hidden: 128,
         text_intermediate: 344,
         text_layers: 4,
+        context: 1024,
+        words: &[],
+    };
+
+    /// `shapes-lmm-l`: the model that explains the features of the small one. Its patches are larger, so that several
+    /// pictures fit into one prompt.
+    pub(crate) const LARGE: Self = Self {
+        patch: 16,
+        vision_hidden: 112,
+        vision_layers: 4,
+        text_hidden: 160,
+        text_intermediate: 432,
+        text_layers: 4,
+        context: 2048,
+        words: &lit::WORDS,
     };
 }
 
 /// Every word of the tokenizer, special tokens first; a word's place is its token id.
-pub(crate) fn words() -> Vec<String> {
+pub(crate) fn words(size: Size) -> Vec<String> {
     let mut words: Vec<String> = SPECIAL.iter().map(ToString::to_string).collect();
-    for word in EXTRA_WORDS.into_iter().chain(vocabulary()) {
+    for word in EXTRA_WORDS.into_iter().chain(vocabulary()).chain(size.words.iter().copied()) {
         if !words.iter().any(|known| known == word) {
             words.push(word.to_owned());
         }
@@ -51,7 +74,7 @@ pub(crate) fn words() -> Vec<String> {
 
 /// Writes all files but the weights.
 pub(crate) fn write(folder: &Path, size: Size) -> Result<()> {
-    let words = words();
+    let words = words(size);
     // A multiple of 16 keeps the output matrix friendly to every kernel.
     let vocab_size = words.len().next_multiple_of(16);
     let id = |word: &str| words.iter().position(|w| w == word).expect("a special token");
@@ -61,7 +84,7 @@ pub(crate) fn write(folder: &Path, size: Size) -> Result<()> {
         (
             "processor_config.json",
             json!({
-                "processor_class": "LlavaNextProcessor", "patch_size": PATCH, "image_token": "<image>",
+                "processor_class": "LlavaNextProcessor", "patch_size": size.patch, "image_token": "<image>",
                 "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default",
             }),
         ),
@@ -72,7 +95,7 @@ pub(crate) fn write(folder: &Path, size: Size) -> Result<()> {
                 "tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "LlavaNextProcessor",
                 "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
                 "image_token": "<image>", "extra_special_tokens": {"image_token": "<image>"},
-                "padding_side": "left", "clean_up_tokenization_spaces": false, "model_max_length": 1024,
+                "padding_side": "left", "clean_up_tokenization_spaces": false, "model_max_length": size.context,
                 // The class's default also names token_type_ids, which no model here takes.
                 "model_input_names": ["input_ids", "attention_mask"],
             }),
@@ -117,7 +140,7 @@ fn config(size: Size, vocab_size: usize, image_token: usize) -> Value {
         "dtype": "float32",
         "image_token_index": image_token,
         "image_grid_pinpoints": PINPOINTS,
-        "image_seq_length": (TILE / PATCH) * (TILE / PATCH),
+        "image_seq_length": (TILE / size.patch) * (TILE / size.patch),
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": true,
         "tie_word_embeddings": false,
@@ -130,13 +153,13 @@ fn config(size: Size, vocab_size: usize, image_token: usize) -> Value {
             "intermediate_size": size.text_intermediate, "num_hidden_layers": size.text_layers,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": size.text_hidden / 4,
             "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-            "max_position_embeddings": 1024, "attention_bias": false, "mlp_bias": false,
+            "max_position_embeddings": size.context, "attention_bias": false, "mlp_bias": false,
             "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": false,
         },
         "vision_config": {
             "model_type": "clip_vision_model", "hidden_size": size.vision_hidden,
             "intermediate_size": 4 * size.vision_hidden, "num_hidden_layers": size.vision_layers,
-            "num_attention_heads": 4, "image_size": TILE, "patch_size": PATCH, "num_channels": 3,
+            "num_attention_heads": 4, "image_size": TILE, "patch_size": size.patch, "num_channels": 3,
             "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": size.vision_hidden,
         },
     })

@@ -7,25 +7,18 @@
 use anyhow::Result;
 use lmm_hooks::{Batch, PaddingSide};
 use lmm_prep::{Inputs, Tokenizer};
-use rand::Rng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
-use shapes_world::{CAPTION_REQUEST, QuestionKind, Scene};
 use tch::{Device, Kind, Tensor};
 
-/// What stands around a question, as the chat template has it.
-pub(crate) const PROMPT: &str = "user : <image>";
+use crate::lessons::Lesson;
+
+/// What stands around an answer, as the chat template has it.
 const BEFORE_ANSWER: &str = "assistant :";
 const AFTER_ANSWER: &str = "</s>";
-
-/// How many questions of the kinds that are not the point (position, caption) a scene is asked.
-const POSITION_QUESTIONS: usize = 1;
-const CAPTION_SHARE: f64 = 0.2;
 
 /// Prompts with their packed questions, and what is to be learnt from them.
 pub(crate) struct Packed {
     pub(crate) batch: Batch,
-    /// Flat indices into `[scenes * tokens]` of the positions that predict a target.
+    /// Flat indices into `[prompts * tokens]` of the positions that predict a target.
     pub(crate) predicting: Tensor,
     /// The target token of each predicting position.
     pub(crate) targets: Tensor,
@@ -37,27 +30,28 @@ struct Turn {
     answer: Vec<u32>,
 }
 
-/// Puts the questions of each scene behind its prompt, which ends with the image. The prompts are equally long.
-pub(crate) fn pack(
-    scenes: &[Scene],
-    prompts: &[Inputs],
-    tokenizer: &Tokenizer,
-    kind: Kind,
-    rng: &mut ChaCha8Rng,
-) -> Result<Packed> {
-    let rows: Vec<Vec<Turn>> =
-        scenes.iter().map(|scene| turns(scene, tokenizer, rng)).collect::<Result<_>>()?;
-    let prefix = prompts[0].input_ids.len();
-    let total =
-        prefix + rows.iter().map(|turns| turns.iter().map(Turn::len).sum::<usize>()).max().unwrap_or(0);
+/// Puts the questions of each prompt behind it; it ends with its last image.
+pub(crate) fn pack(lesson: &Lesson, tokenizer: &Tokenizer, kind: Kind) -> Result<Packed> {
+    let rows: Vec<Vec<Turn>> = lesson
+        .turns
+        .iter()
+        .map(|turns| turns.iter().map(|(question, answer)| Turn::new(question, answer, tokenizer)).collect())
+        .collect::<Result<_>>()?;
+    let total = rows
+        .iter()
+        .zip(&lesson.prompts)
+        .map(|(turns, prompt)| prompt.input_ids.len() + turns.iter().map(Turn::len).sum::<usize>())
+        .max()
+        .unwrap_or(0);
     let n = rows.len();
     let mut positions: Vec<i64> = (0..n).flat_map(|_| 0..total as i64).collect();
     // Segment 0 is the prompt, seen by all; -1 is padding, which sees only the prompt and itself.
     let mut segments = vec![-1i64; n * total];
     let (mut predicting, mut targets) = (Vec::new(), Vec::new());
-    let mut inputs = prompts.to_vec();
+    let mut inputs = lesson.prompts.clone();
     for (row, (turns, inputs)) in rows.iter().zip(&mut inputs).enumerate() {
         let row = row * total;
+        let prefix = inputs.input_ids.len();
         segments[row..row + prefix].fill(0);
         for (segment, turn) in turns.iter().enumerate() {
             for (offset, &token) in turn.question.iter().chain(&turn.answer).enumerate() {
@@ -86,36 +80,14 @@ pub(crate) fn pack(
 }
 
 impl Turn {
+    fn new(question: &str, answer: &str, tokenizer: &Tokenizer) -> Result<Self> {
+        Ok(Self {
+            question: tokenizer.encode(&format!("{question} {BEFORE_ANSWER}"), false)?,
+            answer: tokenizer.encode(&format!("{answer} {AFTER_ANSWER}"), false)?,
+        })
+    }
+
     fn len(&self) -> usize {
         self.question.len() + self.answer.len()
     }
-}
-
-/// Everything worth asking about a scene, in random order.
-fn turns(scene: &Scene, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng) -> Result<Vec<Turn>> {
-    let mut questions = scene.questions();
-    questions.shuffle(rng);
-    let mut positions_left = POSITION_QUESTIONS;
-    questions.retain(|question| {
-        question.kind != QuestionKind::Position || {
-            let keep = positions_left > 0;
-            positions_left = positions_left.saturating_sub(1);
-            keep
-        }
-    });
-    let mut pairs: Vec<(String, String)> =
-        questions.into_iter().map(|q| (q.text, q.answer.to_owned())).collect();
-    if rng.random_bool(CAPTION_SHARE) {
-        pairs.push((CAPTION_REQUEST.to_owned(), scene.caption()));
-    }
-    pairs.shuffle(rng);
-    pairs
-        .into_iter()
-        .map(|(question, answer)| {
-            Ok(Turn {
-                question: tokenizer.encode(&format!("{question} {BEFORE_ANSWER}"), false)?,
-                answer: tokenizer.encode(&format!("{answer} {AFTER_ANSWER}"), false)?,
-            })
-        })
-        .collect()
 }

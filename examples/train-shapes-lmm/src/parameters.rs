@@ -45,6 +45,27 @@ impl Parameters {
         Ok(Self { store, optimizer, names: shapes.keys().cloned().collect() })
     }
 
+    /// Takes the values of a model folder's `model.safetensors`, which must be of the same names and shapes.
+    pub(crate) fn load(&mut self, folder: &Path) -> Result<()> {
+        let path = folder.join("model.safetensors");
+        let saved: BTreeMap<String, Tensor> = Tensor::read_safetensors(&path)
+            .with_context(|| format!("reading {}", path.display()))?
+            .into_iter()
+            .collect();
+        let mut variables = self.store.variables();
+        for name in &self.names {
+            let saved = saved.get(name).with_context(|| format!("{} lacks {name}", path.display()))?;
+            let variable = variables.get_mut(name).with_context(|| format!("no parameter {name}"))?;
+            anyhow::ensure!(
+                saved.size() == variable.size(),
+                "{name} has another shape in {}",
+                path.display()
+            );
+            tch::no_grad(|| variable.copy_(saved));
+        }
+        Ok(())
+    }
+
     /// How many numbers there are.
     pub(crate) fn count(&self) -> usize {
         self.store.trainable_variables().iter().map(Tensor::numel).sum()

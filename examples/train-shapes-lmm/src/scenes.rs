@@ -1,23 +1,29 @@
-//! A stream of training batches, drawn and preprocessed in the background.
+//! Lessons of single scenes, drawn and preprocessed in the background: what `shapes-lmm-s` learns from.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
 use anyhow::{Context, Result};
 use lmm_prep::{Inputs, Processor};
+use rand::Rng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use shapes_world::Scene;
+use shapes_world::{CAPTION_REQUEST, QuestionKind, Scene};
 
-use crate::packing;
+use crate::lessons::{BACKGROUND, Lesson, PatchWords, image_words, object_under, probe_cells, prompt};
+
+/// How many questions of the kinds that are not the point (position, caption) a scene is asked.
+const POSITION_QUESTIONS: usize = 1;
+const CAPTION_SHARE: f64 = 0.2;
 
 /// Scenes of one canvas shape, so that their sequences are of one length.
 pub(crate) struct SceneBatch {
-    pub(crate) scenes: Vec<Scene>,
-    /// `packing::PROMPT` with the image of each.
-    pub(crate) prompts: Vec<Inputs>,
-    /// For each scene, per base patch and then per patch of the unpadded grid: 0 background, else 1 + object.
-    pub(crate) patch_objects: Vec<Vec<u8>>,
+    scenes: Vec<Scene>,
+    prompts: Vec<Inputs>,
+    patches: Vec<Vec<PatchWords>>,
 }
 
 /// Which canvases a batch may have.
@@ -41,8 +47,7 @@ pub(crate) fn stream(
         .name("scenes".into())
         .spawn(move || {
             // One bucket per canvas shape; a full bucket is a batch, so canvases come in their natural shares.
-            let mut buckets: std::collections::BTreeMap<(u32, u32), Vec<Scene>> =
-                std::collections::BTreeMap::new();
+            let mut buckets: BTreeMap<(u32, u32), Vec<Scene>> = BTreeMap::new();
             for index in first.. {
                 let scene = Scene::generate(seed, index);
                 if canvases == Canvases::Square && scene.width != scene.height {
@@ -61,41 +66,53 @@ pub(crate) fn stream(
 }
 
 fn prepare(processor: &Processor, scenes: Vec<Scene>) -> Result<SceneBatch> {
-    let prepared: Vec<(Inputs, Vec<u8>)> = scenes
+    let prepared: Vec<(Inputs, Vec<PatchWords>)> = scenes
         .par_iter()
         .map(|scene| {
-            let prompt = processor.prepare(packing::PROMPT, &[scene.render()])?;
+            let inputs = processor.prepare(&prompt(1), &[scene.render()])?;
             let labels = scene.label_map();
-            let span = prompt.layout.images[0];
-            let mut objects = patch_objects(scene, labels.as_raw(), span.base);
-            objects.extend(patch_objects(scene, labels.as_raw(), span.high));
-            Ok((prompt, objects))
+            let size = (scene.width as usize, scene.height as usize);
+            let patches = image_words(&inputs.layout.images[0], |grid| {
+                probe_cells(grid, size, |pixels| match object_under(labels.as_raw(), pixels) {
+                    None => [Some(BACKGROUND), Some(BACKGROUND), None],
+                    Some(index) => {
+                        let object = &scene.objects[index];
+                        [Some(object.colour.name()), Some(object.shape.name()), None]
+                    }
+                })
+            });
+            Ok((inputs, patches))
         })
         .collect::<Result<_>>()?;
-    let (prompts, patch_objects) = prepared.into_iter().unzip();
-    Ok(SceneBatch { scenes, prompts, patch_objects })
+    let (prompts, patches) = prepared.into_iter().unzip();
+    Ok(SceneBatch { scenes, prompts, patches })
 }
 
-/// The object that covers most of each cell of a `rows` x `cols` grid laid over the scene, 0 where none
-/// covers two fifths of it.
-fn patch_objects(scene: &Scene, labels: &[u8], (rows, cols): (usize, usize)) -> Vec<u8> {
-    const PROBES: usize = 6;
-    let (width, height) = (scene.width as usize, scene.height as usize);
-    let mut cells = Vec::with_capacity(rows * cols);
-    for row in 0..rows {
-        for col in 0..cols {
-            let mut seen = [0usize; 8];
-            for y in 0..PROBES {
-                for x in 0..PROBES {
-                    let py = (2 * (row * PROBES + y) + 1) * height / (2 * rows * PROBES);
-                    let px = (2 * (col * PROBES + x) + 1) * width / (2 * cols * PROBES);
-                    seen[labels[py * width + px] as usize] += 1;
-                }
-            }
-            let (object, &count) =
-                seen.iter().enumerate().skip(1).max_by_key(|&(_, count)| *count).expect("objects");
-            cells.push(if count * 5 >= PROBES * PROBES * 2 { object as u8 } else { 0 });
-        }
+impl SceneBatch {
+    /// The lesson, with questions in random order.
+    pub(crate) fn lesson(self, rng: &mut ChaCha8Rng) -> Lesson {
+        let turns = self.scenes.iter().map(|scene| turns(scene, rng)).collect();
+        Lesson { prompts: self.prompts, patches: self.patches, turns }
     }
-    cells
+}
+
+/// Everything worth asking about a scene.
+fn turns(scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<(String, String)> {
+    let mut questions = scene.questions();
+    questions.shuffle(rng);
+    let mut positions_left = POSITION_QUESTIONS;
+    questions.retain(|question| {
+        question.kind != QuestionKind::Position || {
+            let keep = positions_left > 0;
+            positions_left = positions_left.saturating_sub(1);
+            keep
+        }
+    });
+    let mut pairs: Vec<(String, String)> =
+        questions.into_iter().map(|q| (q.text, q.answer.to_owned())).collect();
+    if rng.random_bool(CAPTION_SHARE) {
+        pairs.push((CAPTION_REQUEST.to_owned(), scene.caption()));
+    }
+    pairs.shuffle(rng);
+    pairs
 }

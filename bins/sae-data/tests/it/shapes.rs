@@ -52,8 +52,7 @@ fn writes_a_data_set() {
 
         assert_eq!(sample.masks.len(), scene.objects.len());
         for (number, mask) in sample.masks.iter().enumerate() {
-            let [colour, _, shape] = scene.objects[number].labels();
-            assert_eq!(mask.labels, [shape, colour, &format!("{colour} {shape}")]);
+            assert_eq!(mask.labels, scene.objects[number].descriptions());
             assert_eq!(image::load_from_memory(&mask.png).unwrap().into_luma8(), scene.mask(number));
         }
     }
