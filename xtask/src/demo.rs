@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::{Message, TargetKind};
@@ -21,11 +21,23 @@ use crate::steps::Steps;
 /// Where everything goes, from the workspace root.
 const OUT: &str = "demo-out";
 const PAGE: &str = "demo-out/index.html";
+const REPORT: &str = "demo-out/explanations.json";
+
+/// The larger model that explains the features.
+const EXPLAINER: &str = "assets/shapes-lmm-l";
+
+/// Stands in a stage's arguments for the address of the explainer's server, which runs while the stage does.
+const ENDPOINT: &str = "{endpoint}";
 
 /// What the demo's autoencoder must reach on held-out scenes.
 const MOST_FVU: f64 = 0.05;
 const MOST_DEAD: f64 = 0.05;
 const LEAST_RECOVERED: f64 = 0.97;
+
+/// What the explanations must reach: the share that say exactly the concept of a specific feature, and how many times that of the
+/// best constant answer it must be.
+const LEAST_EXACT: f64 = 0.3;
+const TIMES_CONSTANT: f64 = 2.0;
 
 /// One run of a stage's binary, in the workspace root.
 struct Stage {
@@ -36,7 +48,7 @@ struct Stage {
 }
 
 /// The pipeline, in order. Arguments are split at blanks.
-const STAGES: [Stage; 5] = [
+const STAGES: [Stage; 6] = [
     Stage {
         name: "draw training scenes",
         program: "sae-data",
@@ -60,9 +72,19 @@ const STAGES: [Stage; 5] = [
         arguments: "images assets/shapes-lmm-s demo-out/test --sae demo-out/sae --save-dir demo-out/cache",
     },
     Stage {
+        name: "explain features",
+        program: "sae-explain",
+        // Words the explainer knows, and masks as those it was trained on.
+        arguments: "images --cache demo-out/cache --dataset demo-out/test --explanation-dir demo-out/explanations \
+                    --endpoint {endpoint} --concurrency 16 --prompt assets/shapes-lmm-l/explain.txt --cut half-maximum --image-side 0 \
+                    --image-format png",
+    },
+    Stage {
         name: "draw the page",
         program: "feature-page",
-        arguments: "--cache demo-out/cache --dataset demo-out/test --out demo-out/index.html",
+        arguments: "--cache demo-out/cache --dataset demo-out/test --examples 5 \
+                    --explanations demo-out/explanations/model_layers_2.json --report demo-out/explanations.json \
+                    --out demo-out/index.html",
     },
 ];
 
@@ -81,15 +103,54 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     for stage in &STAGES {
         let program =
             programs.get(stage.program).with_context(|| format!("no binary {} was built", stage.program))?;
-        println!("\n$ {} {}", stage.program, stage.arguments);
+        let mut server = None;
+        let mut arguments = stage.arguments.to_owned();
+        if arguments.contains(ENDPOINT) {
+            let program = programs.get("lmm-serve").context("no binary lmm-serve was built")?;
+            println!("\n$ lmm-serve {EXPLAINER} --port 0 &");
+            let started = Server::start(
+                Command::new(program).args([EXPLAINER, "--port", "0"]).current_dir(project.root()),
+            )?;
+            arguments = arguments.replace(ENDPOINT, &started.endpoint);
+            server = Some(started);
+        }
+        println!("\n$ {} {arguments}", stage.program);
         let mut command = Command::new(program);
-        command.args(stage.arguments.split_whitespace()).current_dir(project.root());
+        command.args(arguments.split_whitespace()).current_dir(project.root());
         steps.command(stage.name, &mut command)?;
+        drop(server);
     }
     steps.work("judge the SAE", || judge(&project.root().join(OUT).join("sae/evaluation.json")))?;
+    steps.work("judge the explanations", || judge_explanations(&project.root().join(REPORT)))?;
     let page = project.root().join(PAGE);
     ensure!(page.exists(), "every stage ended well, but there is no {}", page.display());
     steps.work("page", || Ok(format!("    open {}", page.display())))
+}
+
+/// A server that runs in the background and ends when this drops.
+struct Server {
+    child: Child,
+    endpoint: String,
+}
+
+impl Server {
+    /// Starts `command`, which says on its first line where it listens.
+    fn start(command: &mut Command) -> Result<Self> {
+        let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start the server")?;
+        let output = child.stdout.take().context("the server's output is not readable")?;
+        let mut server = Self { child, endpoint: String::new() };
+        BufReader::new(output).read_line(&mut server.endpoint).context("reading the server's address")?;
+        server.endpoint.truncate(server.endpoint.trim_end().len());
+        ensure!(!server.endpoint.is_empty(), "the server ended before it listened (its log stands above)");
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Holds the autoencoder against what the README promises of the demo, on scenes it was not trained on.
@@ -124,6 +185,32 @@ fn judge(evaluation: &Path) -> Result<String> {
     }
     ensure!(!report.is_empty(), "{} measures nothing", evaluation.display());
     Ok(report.join("\n"))
+}
+
+/// Holds the explanations against the annotated concepts.
+fn judge_explanations(report: &Path) -> Result<String> {
+    let text = fs::read_to_string(report).with_context(|| format!("cannot read {}", report.display()))?;
+    let measured: Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is no report", report.display()))?;
+    let value =
+        |name: &str| measured[name].as_f64().with_context(|| format!("{} has no {name}", report.display()));
+    let (exact, constant) = (value("exact")?, value("constant_exact")?);
+    let (n, other) = (value("n")?, value("other_features_explanation_exact")?);
+    ensure!(
+        exact >= LEAST_EXACT && exact >= TIMES_CONSTANT * constant,
+        "{:.1} % of the explanations say exactly the concept, promised are {} % and {TIMES_CONSTANT} times the {:.1} % of \
+         the best constant answer",
+        100.0 * exact,
+        100.0 * LEAST_EXACT,
+        100.0 * constant
+    );
+    Ok(format!(
+        "    {:.1} % of {n} explanations say exactly the concept; the best constant answer {:.1} %, another feature's \
+         explanation {:.1} %",
+        100.0 * exact,
+        100.0 * constant,
+        100.0 * other
+    ))
 }
 
 /// Builds every binary of the workspace and returns where each lies. The whole workspace is named so that
@@ -171,6 +258,23 @@ mod tests {
         }
         fs::write(&file, "{}").unwrap();
         assert!(judge(&file).is_err());
+    }
+
+    #[test]
+    fn explanations_no_better_than_a_constant_are_not_passed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("explanations.json");
+        let judged = |exact: f64, constant: f64| {
+            let text = format!(
+                r#"{{"n":50,"exact":{exact},"constant_exact":{constant},"other_features_explanation_exact":0.05}}"#
+            );
+            fs::write(&file, text).unwrap();
+            judge_explanations(&file)
+        };
+        assert!(judged(0.6, 0.1).unwrap().contains("60.0 % of 50"));
+        assert!(judged(0.2, 0.05).is_err() && judged(0.6, 0.4).is_err());
+        fs::write(&file, "{}").unwrap();
+        assert!(judge_explanations(&file).is_err());
     }
 
     #[test]

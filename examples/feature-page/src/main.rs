@@ -1,20 +1,24 @@
 //! One self-contained HTML page of a cache's most specific features.
 
 mod measure;
+mod naming;
 mod page;
 mod truth;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use act_cache::Cache;
 use anyhow::{Context, Result};
 use clap::Parser;
 use mm_data::{Field, OpenOptions, hub};
-use sae_types::HookPoint;
+use sae_types::{FeatureId, HookPoint};
 use stage_kit::CommonArgs;
 
-/// Draw one HTML page: a cache's most specific features, their top images, and what they agree with
+use crate::measure::Wanted;
+
+/// Draw one HTML page: a cache's most specific features, their top images, what they agree with and what was said of them
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -39,6 +43,15 @@ struct Args {
     /// Images per feature
     #[arg(long, default_value_t = 6)]
     examples: usize,
+    /// Explanations of the features, as sae-explain writes them (model_layers_2.json)
+    #[arg(long)]
+    explanations: Option<PathBuf>,
+    /// Overlap with its best concept from which on a feature is specific, and its explanation is held against it
+    #[arg(long, default_value_t = 0.3)]
+    specific: f64,
+    /// Also write how well the explanations name the concepts, as JSON, to this file
+    #[arg(long, requires = "explanations")]
+    report: Option<PathBuf>,
     /// File to write
     #[arg(long)]
     out: PathBuf,
@@ -68,8 +81,23 @@ fn run(args: &Args) -> Result<()> {
         args.dataset,
         source.name
     );
-    let measured =
-        measure::measure(&cache.hook(&hook)?, &dataset, args.features, args.per_concept, args.examples)?;
+    let explanations = args.explanations.as_ref().map(|path| explain::read_published(path)).transpose()?;
+    let explanations: Option<BTreeMap<FeatureId, String>> = explanations.map(|published| {
+        let of_hook = published.texts.into_iter().filter(|(key, _)| key.hook == hook);
+        of_hook.map(|(key, text)| (key.feature, text)).collect()
+    });
+    anyhow::ensure!(
+        explanations.as_ref().is_none_or(|texts| !texts.is_empty()),
+        "the file of --explanations says nothing of any feature of {hook}: name the one of this hook point, or another --hook"
+    );
+    let wanted = Wanted {
+        features: args.features,
+        per_concept: args.per_concept,
+        examples: args.examples,
+        specific: args.specific,
+        explanations: explanations.as_ref(),
+    };
+    let measured = measure::measure(&cache.hook(&hook)?, &dataset, &wanted)?;
     let head = page::Head {
         model: cache.manifest().model.clone(),
         sae: cache.manifest().hooks[&hook].sae.path.clone(),
@@ -80,14 +108,24 @@ fn run(args: &Args) -> Result<()> {
         per_concept: args.per_concept,
         agreement: measured.agreement,
         shuffled: measured.shuffled,
+        specific: args.specific,
+        naming: measured.naming,
     };
     let html = page::render(&head, &measured.cards)?;
-    let part = args.out.with_extension("html.part");
-    let written = std::fs::write(&part, html).and_then(|()| std::fs::rename(&part, &args.out));
+    write(&args.out, &html)?;
+    if let (Some(path), Some(naming)) = (&args.report, &head.naming) {
+        write(path, &format!("{:#}\n", naming.json()))?;
+    }
+    tracing::info!(features = measured.cards.len(), "wrote {}", args.out.display());
+    Ok(())
+}
+
+/// Writes a file beside its place and renames it.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let part = path.with_extension("part");
+    let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&part);
     }
-    written.with_context(|| format!("cannot write {}", args.out.display()))?;
-    tracing::info!(features = measured.cards.len(), "wrote {}", args.out.display());
-    Ok(())
+    written.with_context(|| format!("cannot write {}", path.display()))
 }

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use explain::{Cut, Example, top_examples};
 use mm_data::Dataset;
 use rayon::prelude::*;
-use sae_types::SampleId;
+use sae_types::{FeatureId, SampleId};
 use scoring::{Agreement, Summary};
 
+use crate::naming::Naming;
 use crate::page::Card;
 use crate::truth::Annotated;
 
@@ -25,6 +26,22 @@ pub(crate) struct Measured {
     pub(crate) agreement: Option<Summary>,
     /// The same, each feature's pictures against the best concept of the next feature.
     pub(crate) shuffled: Option<Summary>,
+    /// Over all specific features: whether their explanations name the concept. `None` without explanations.
+    pub(crate) naming: Option<Naming>,
+}
+
+/// What to measure.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    /// Features to show, and of one concept at most.
+    pub(crate) features: usize,
+    pub(crate) per_concept: usize,
+    /// Samples per feature.
+    pub(crate) examples: usize,
+    /// Features that overlap their best concept by at least this much are specific.
+    pub(crate) specific: f64,
+    /// What was said of features.
+    pub(crate) explanations: Option<&'a BTreeMap<FeatureId, String>>,
 }
 
 /// A feature with its examples and its overlap with each concept on them.
@@ -37,13 +54,8 @@ struct Scored {
 }
 
 /// Scores every feature of the hook point on its top examples.
-pub(crate) fn measure(
-    hook: &HookCache<'_>,
-    dataset: &Dataset,
-    features: usize,
-    per_concept: usize,
-    n: usize,
-) -> Result<Measured> {
+pub(crate) fn measure(hook: &HookCache<'_>, dataset: &Dataset, wanted: &Wanted<'_>) -> Result<Measured> {
+    let n = wanted.examples;
     let mut found = Vec::new();
     let mut alive = 0;
     for statistics in hook.statistics() {
@@ -54,8 +66,8 @@ pub(crate) fn measure(
             found.push((statistics, examples));
         }
     }
-    let wanted: BTreeSet<SampleId> = found.iter().flat_map(|(_, e)| e.iter().map(|e| e.sample)).collect();
-    let truth: BTreeMap<SampleId, Annotated> = wanted
+    let samples: BTreeSet<SampleId> = found.iter().flat_map(|(_, e)| e.iter().map(|e| e.sample)).collect();
+    let truth: BTreeMap<SampleId, Annotated> = samples
         .into_par_iter()
         .map(|sample| {
             let annotated =
@@ -70,20 +82,31 @@ pub(crate) fn measure(
                 examples.iter().flat_map(|e| truth[&e.sample].concepts.keys()).collect();
             let mut concepts: Vec<(String, f64)> =
                 names.iter().map(|name| ((*name).clone(), overlap(&examples, &truth, name))).collect();
-            concepts.sort_by(|a, b| b.1.total_cmp(&a.1));
+            // Of equals the one with more words comes first: it says more and fits as well.
+            let words = |name: &str| name.split(' ').count();
+            concepts.sort_by(|a, b| {
+                b.1.total_cmp(&a.1).then_with(|| words(&b.0).cmp(&words(&a.0))).then_with(|| a.0.cmp(&b.0))
+            });
             let (samples, peak, feature) = (statistics.n_samples, statistics.max, statistics.feature.0);
             Scored { samples, peak, feature, examples, concepts }
         })
         .collect();
     scored.sort_by(|a, b| best(b).total_cmp(&best(a)).then(a.feature.cmp(&b.feature)));
+    let naming = wanted.explanations.map(|said| {
+        let specific = scored.iter().filter(|feature| best(feature) >= wanted.specific);
+        Naming::of(specific.filter_map(|feature| {
+            let concept = feature.concepts.first()?.0.as_str();
+            Some((concept, said.get(&FeatureId(feature.feature)).map(String::as_str)))
+        }))
+    });
     let mut shown: BTreeMap<String, usize> = BTreeMap::new();
     scored.retain(|feature| {
         let Some((concept, _)) = feature.concepts.first() else { return false };
         let shown = shown.entry(concept.clone()).or_default();
         *shown += 1;
-        *shown <= per_concept
+        *shown <= wanted.per_concept
     });
-    scored.truncate(features);
+    scored.truncate(wanted.features);
 
     let shuffled = scored
         .iter()
@@ -93,7 +116,8 @@ pub(crate) fn measure(
         alive,
         agreement: Summary::of(scored.iter().map(best)),
         shuffled: Summary::of(shuffled),
-        cards: scored.iter().map(|feature| card(feature, &truth)).collect(),
+        cards: scored.iter().map(|feature| card(feature, &truth, wanted.explanations)).collect(),
+        naming,
     })
 }
 
@@ -113,7 +137,11 @@ fn overlap(examples: &[Example], truth: &BTreeMap<SampleId, Annotated>, concept:
         .map_or(0.0, |summary| summary.mean)
 }
 
-fn card(feature: &Scored, truth: &BTreeMap<SampleId, Annotated>) -> Card {
+fn card(
+    feature: &Scored,
+    truth: &BTreeMap<SampleId, Annotated>,
+    explanations: Option<&BTreeMap<FeatureId, String>>,
+) -> Card {
     let picture = |example: &Example| {
         let image = truth[&example.sample].image.clone();
         let lit = example.heat.overlay(&image);
@@ -121,6 +149,7 @@ fn card(feature: &Scored, truth: &BTreeMap<SampleId, Annotated>) -> Card {
     };
     Card {
         feature: feature.feature,
+        explanation: explanations.and_then(|said| said.get(&FeatureId(feature.feature))).cloned(),
         samples: feature.samples as usize,
         peak: feature.peak,
         concepts: feature.concepts.clone(),

@@ -6,11 +6,15 @@ use std::io::Cursor;
 use anyhow::{Context, Result};
 use base64::Engine;
 use image::{DynamicImage, ImageFormat, RgbImage};
-use scoring::Summary;
+use scoring::{Confidence, Summary};
+
+use crate::naming::Naming;
 
 /// One feature as the page shows it.
 pub(crate) struct Card {
     pub(crate) feature: u32,
+    /// What was said of it.
+    pub(crate) explanation: Option<String>,
     /// Samples it fires in.
     pub(crate) samples: usize,
     /// Largest activation.
@@ -32,6 +36,9 @@ pub(crate) struct Head {
     pub(crate) per_concept: usize,
     pub(crate) agreement: Option<Summary>,
     pub(crate) shuffled: Option<Summary>,
+    /// Overlap from which on a feature is specific.
+    pub(crate) specific: f64,
+    pub(crate) naming: Option<Naming>,
 }
 
 /// Renders the page.
@@ -52,7 +59,7 @@ pub(crate) fn render(head: &Head, cards: &[Card]) -> Result<String> {
          annotated, at most {per_concept} for each concept. Pictures are lit where the feature is on, with a line around \
          its half-maximum mask; hover to see them plain.</p>\
          <dl><dt>Mean overlap with the best concept</dt><dd>{agreement}</dd>\
-         <dt>The same with concepts shuffled between features</dt><dd>{shuffled}</dd></dl>\
+         <dt>The same with concepts shuffled between features</dt><dd>{shuffled}</dd>{naming}</dl>\
          <p class=note>Overlap is intersection over union of the half-maximum mask and the concept's pixels, \
          mean over the pictures shown, ± the 99 % interval of the mean over features. \
          The best concept is chosen on the same pictures.</p></header><main>",
@@ -66,15 +73,19 @@ pub(crate) fn render(head: &Head, cards: &[Card]) -> Result<String> {
         per_concept = head.per_concept,
         agreement = summary(&head.agreement),
         shuffled = summary(&head.shuffled),
+        naming = head.naming.as_ref().map_or(String::new(), |naming| naming_rows(naming, head.specific)),
     )?;
     for card in cards {
         let best = card.concepts.first().map_or("no concept", |(name, _)| name);
         write!(
             html,
-            "<article id=f{id}><h2>{best}<small>feature {id}</small></h2><p>fires in {samples} images, up to \
+            "<article id=f{id}><h2>{best}<small>feature {id}</small></h2>{explained}<p>fires in {samples} images, up to \
              {peak:.2}</p><div class=pictures>",
             id = card.feature,
             best = escape(best),
+            explained = card.explanation.as_ref().map_or(String::new(), |explanation| {
+                format!("<p class=said>explained as <em>{}</em></p>", escape(explanation))
+            }),
             samples = card.samples,
             peak = card.peak
         )?;
@@ -101,6 +112,26 @@ pub(crate) fn render(head: &Head, cards: &[Card]) -> Result<String> {
     Ok(html)
 }
 
+/// What explanations are worth, beside what needs no explainer.
+fn naming_rows(naming: &Naming, specific: f64) -> String {
+    let percent =
+        |share: Option<f64>| share.map_or("none".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+    let interval = naming.exact.wilson(Confidence::P99).map_or(String::new(), |[low, high]| {
+        format!(" <small>({:.1} to {:.1})</small>", 100.0 * low, 100.0 * high)
+    });
+    format!(
+        "<dt>Explanations that say exactly the best concept, of the {n} features that overlap it by {specific} or more</dt>\
+         <dd>{exact}{interval}</dd>\
+         <dt>\u{201c}{answer}\u{201d} for every feature would be right for</dt><dd>{constant}</dd>\
+         <dt>The explanation of another feature would be right for</dt><dd>{other}</dd>",
+        n = naming.exact.n,
+        exact = percent(naming.exact.share()),
+        answer = escape(&naming.constant.0),
+        constant = percent(naming.constant.1.share()),
+        other = percent(Some(naming.other).filter(|share| !share.is_nan())),
+    )
+}
+
 const STYLE: &str = "\
 :root{color-scheme:light dark;--line:#8884;--soft:#8881}\
 body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1240px;padding:1.5rem}\
@@ -114,6 +145,7 @@ h2 small{font-weight:400;opacity:.65;font-size:.8rem}article p{margin:.1rem 0 .5
 .pictures{display:flex;flex-wrap:wrap;gap:5px}.pictures span{height:92px;position:relative;border-radius:4px;overflow:hidden}\
 .pictures img{position:absolute;inset:0;width:100%;height:100%}.lit:hover{opacity:0}\
 ul{list-style:none;margin:.6rem 0 0;padding:0}li{display:grid;grid-template-columns:8rem 1fr 2.5rem;gap:.5rem;align-items:center}\
+article .said{opacity:1;font-size:1rem}\
 meter{width:100%}b{font-variant-numeric:tabular-nums;text-align:right}";
 
 fn escape(text: &str) -> String {
@@ -149,10 +181,13 @@ mod tests {
             per_concept: 1,
             agreement: Summary::of([0.5, 0.7]),
             shuffled: None,
+            specific: 0.3,
+            naming: Some(Naming::of([("<i>", Some("<i>")), ("red", None)].into_iter())),
         };
         let image = RgbImage::new(4, 2);
         let card = Card {
             feature: 1,
+            explanation: Some("<u>red".into()),
             samples: 3,
             peak: 1.0,
             concepts: vec![("<b>".into(), 0.5)],
@@ -161,6 +196,7 @@ mod tests {
         let html = render(&head, &[card]).unwrap();
         assert!(!html.contains("<script>") && html.contains("&lt;script&gt;") && html.contains("&lt;b&gt;"));
         assert!(html.contains("0.600 ±") && html.contains("none measured"));
+        assert!(html.contains("<em>&lt;u&gt;red</em>") && html.contains("<dd>50.0 % <small>("));
         assert!(!html.contains("http"), "the page must fetch nothing");
     }
 }

@@ -9,6 +9,7 @@ mod bad_sae;
 mod browser;
 mod caching;
 mod determinism;
+mod explaining;
 mod flags;
 mod formats;
 mod inspect;
