@@ -9,7 +9,7 @@ use act_cache::{Cache, HookCache};
 use anyhow::{Context, Result, bail};
 use chat_client::Image;
 use clap::ValueEnum;
-use explain::{Choice, Cut, Edges, Encoding, Example, FeatureKey, Fit, Masking, Outcome, Shown};
+use explain::{Cut, Edges, Encoding, Example, FeatureKey, Fit, Masking, Outcome, Shown};
 use image::RgbImage;
 use mm_data::{Field, OpenOptions, hub};
 use sae_types::{FeatureId, HookPoint, SampleId};
@@ -107,7 +107,7 @@ enum ImageFormat {
 pub(crate) struct Gallery {
     hooks: BTreeMap<HookPoint, HookCache<'static>>,
     pictures: Pictures,
-    choice: Choice,
+    chosen: act_cache::Selection,
     counterexamples: usize,
     min_activating: usize,
     masking: Masking,
@@ -169,10 +169,12 @@ impl GalleryArgs {
         self.note_settings(counterexamples, seed, manifest);
         let hooks = selection.hooks().map(|hook| Ok((hook.clone(), cache.hook(hook)?)));
         let n = self.max_examples as usize;
-        let choice = match self.examples {
-            Picks::Top => Choice::Top { n },
-            Picks::Random => Choice::Random { n, seed },
-            Picks::Quantiles => Choice::TopAndQuantiles { top: n - n / 2, parts: n / 2, per_part: 1, seed },
+        let chosen = match self.examples {
+            Picks::Top => act_cache::Selection::Top(n),
+            Picks::Random => act_cache::Selection::Random { n, seed },
+            Picks::Quantiles => {
+                act_cache::Selection::TopAndQuantiles { top: n - n / 2, parts: n / 2, per_part: 1, seed }
+            }
         };
         let edges = match self.mask {
             MaskEdges::Bilinear => Edges::Bilinear,
@@ -189,7 +191,7 @@ impl GalleryArgs {
         Ok(Gallery {
             hooks: hooks.collect::<Result<_>>()?,
             pictures: Pictures::new(cache, dataset, self.fit(), self.picture_memory.saturating_mul(1 << 20)),
-            choice,
+            chosen,
             counterexamples,
             min_activating: self.min_activating,
             masking: Masking { cut, edges, dim: self.dim },
@@ -307,7 +309,7 @@ impl Gallery {
         if explain::count_up_to(&feature, self.min_activating)? < self.min_activating {
             return Ok(None);
         }
-        let examples = explain::examples(&feature, self.choice)?;
+        let examples = explain::examples(&feature, self.chosen)?;
         let found = explain::counterexamples(hook, &feature, &examples, self.counterexamples)?;
         Ok(Some((examples, found.into_iter().map(|found| found.sample).collect())))
     }

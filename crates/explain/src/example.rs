@@ -18,58 +18,21 @@ pub struct Example {
     pub heat: HeatMap,
 }
 
-/// Which of the samples that a feature is on in are taken, by mean activation over the base tile. Draws depend on the
-/// seed and the feature's number alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// The `n` first: the paper's choice.
-    Top {
-        /// How many.
-        n: usize,
-    },
-    /// The `top` first, and `per_part` drawn from each of `parts` equal parts of the ranking behind them: how the feature
-    /// fades shows in the weaker ones.
-    TopAndQuantiles {
-        /// How many of the first.
-        top: usize,
-        /// How many parts.
-        parts: usize,
-        /// How many of each part.
-        per_part: usize,
-        /// What the draw depends on.
-        seed: u64,
-    },
-    /// `n` drawn from all.
-    Random {
-        /// How many.
-        n: usize,
-        /// What the draw depends on.
-        seed: u64,
-    },
-}
-
 /// The `n` samples with the highest mean activation over the base tile, highest first, no image twice: the paper's
 /// choice of examples. Fewer where the feature is on in fewer.
 ///
 /// # Errors
 /// When the cache has no base tile or does not know a sample.
 pub fn top_examples(feature: &FeatureSlice<'_>, n: usize) -> Result<Vec<Example>, ExplainError> {
-    examples(feature, Choice::Top { n })
+    examples(feature, Selection::Top(n))
 }
 
-/// The samples that `choice` takes, highest mean activation over the base tile first, no image twice. Fewer where the feature
-/// is on in fewer.
+/// The samples that `selection` takes of the ranking by mean activation over the base tile, highest first, no image twice. Fewer
+/// where the feature is on in fewer.
 ///
 /// # Errors
 /// As [`top_examples`].
-pub fn examples(feature: &FeatureSlice<'_>, choice: Choice) -> Result<Vec<Example>, ExplainError> {
-    let selection = match choice {
-        Choice::Top { n } => Selection::Top(n),
-        Choice::Random { n, seed } => Selection::Random { n, seed },
-        Choice::TopAndQuantiles { top, parts, per_part, seed } => {
-            Selection::TopAndQuantiles { top, parts, per_part, seed }
-        }
-    };
+pub fn examples(feature: &FeatureSlice<'_>, selection: Selection) -> Result<Vec<Example>, ExplainError> {
     let ranked = feature
         .pick(Ranking::BaseMean, selection, Duplicates::Drop)
         .map_err(ExplainError::cache(feature.feature()))?;

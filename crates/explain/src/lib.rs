@@ -37,7 +37,7 @@ mod text;
 
 pub use contrast::{Counterexample, counterexamples};
 pub use error::ExplainError;
-pub use example::{Choice, Example, count_up_to, examples, top_examples};
+pub use example::{Example, count_up_to, examples, top_examples};
 pub use heat::{Cut, HeatMap, Mask};
 pub use logits::Unembedding;
 pub use masking::{Edges, Masking};
