@@ -62,11 +62,12 @@ pub(crate) fn evaluate(args: &EvaluateExplainerArgs) -> Result<()> {
         let answers = model.generate(&batch, &options, &mut Hooks::new())?;
         for ((set, _), ids) in asked.iter().zip(answers) {
             let given = processor.tokenizer().decode(&ids, true)?;
-            let right = given.trim() == set.answer();
+            let shared = set.all();
+            let right = given.trim() == shared.answer();
             if args.wrong && !right {
-                eprintln!("{:50} for {}", given.trim(), set.answer());
+                eprintln!("{:50} for {}", given.trim(), shared.answer());
             }
-            for kind in [set.kind(), "all"] {
+            for kind in [shared.kind(), "all"] {
                 let entry = exact.entry(kind).or_default();
                 entry.0 += usize::from(right);
                 entry.1 += 1;

@@ -7,12 +7,20 @@ pub(crate) struct Lesson {
     pub(crate) prompts: Vec<Inputs>,
     /// For each prompt, for each of its image tokens in order.
     pub(crate) patches: Vec<Vec<PatchWords>>,
-    /// For each prompt, questions with their answers.
-    pub(crate) turns: Vec<Vec<(String, String)>>,
+    /// For each prompt, what it is asked.
+    pub(crate) turns: Vec<Vec<Turn>>,
 }
 
-/// What a patch shows, in a word of each family (colours, shapes, textures); `None` where nothing is to be learnt.
-pub(crate) type PatchWords = [Option<&'static str>; 3];
+/// A question with its answer.
+pub(crate) struct Turn {
+    /// After how many pictures it is asked: what follows them is not seen.
+    pub(crate) pictures: usize,
+    pub(crate) question: String,
+    pub(crate) answer: String,
+}
+
+/// What a patch shows, in a word of each family (colours, shapes, textures, extents); `None` where nothing is to be learnt.
+pub(crate) type PatchWords = [Option<&'static str>; 4];
 
 /// The word for what shows no object.
 pub(crate) const BACKGROUND: &str = "background";
@@ -33,7 +41,7 @@ pub(crate) fn image_words(
     let mut all = words(span.base);
     for row in words(span.high).chunks(span.high.1) {
         all.extend(row);
-        all.push([None; 3]);
+        all.push([None; 4]);
     }
     all
 }

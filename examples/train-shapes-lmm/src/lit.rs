@@ -57,7 +57,13 @@ pub(crate) struct LitPicture {
 /// Several pictures of one made-up feature.
 pub(crate) struct LitSet {
     pub(crate) pictures: Vec<LitPicture>,
-    shared: Description,
+}
+
+/// What some pictures share, where that is clear.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<'a> {
+    pub(crate) pictures: &'a [LitPicture],
+    description: Description,
 }
 
 /// Attributes of an object, each given or open.
@@ -150,9 +156,7 @@ impl LitSet {
         let scene = Scene::generate(seed, index);
         let heat = HeatMap::new(1, 1, vec![1.0]).expect("one value for one patch");
         let lit = (0..scene.objects.len()).collect();
-        let picture = LitPicture { scene, heat, masking: Masking::default(), lit };
-        let shared = picture.lit_objects().map(Attributes::of).reduce(Attributes::and).unwrap_or_default();
-        Self { pictures: vec![picture], shared: Description::Objects(shared) }
+        Self { pictures: vec![LitPicture { scene, heat, masking: Masking::default(), lit }] }
     }
 
     fn draw(rng: &mut ChaCha8Rng, seed: u64, n: usize) -> Option<Self> {
@@ -166,28 +170,44 @@ impl LitSet {
             let scene = Scene::generate(seed, rng.random());
             pictures.extend(LitPicture::draw(rng, &scene, wanted, masking));
         }
-        if wanted == Wanted::Background {
-            return Some(Self { pictures, shared: Description::Background });
+        let shared = Shared::of(&pictures)?.description;
+        let nothing = Description::Objects(Attributes::default());
+        (wanted != Wanted::Nothing || shared == nothing).then_some(Self { pictures })
+    }
+
+    /// What all the pictures of a generated set share.
+    ///
+    /// # Panics
+    ///
+    /// Where that is unclear, as it may be of an unmasked set.
+    pub(crate) fn all(&self) -> Shared<'_> {
+        Shared::of(&self.pictures).expect("sets are drawn until that is clear")
+    }
+
+    /// What its first 1, 2, … pictures share, where that is clear.
+    pub(crate) fn firsts(&self) -> impl Iterator<Item = Shared<'_>> {
+        (1..=self.pictures.len()).filter_map(|n| Shared::of(&self.pictures[..n]))
+    }
+}
+
+impl<'a> Shared<'a> {
+    fn of(pictures: &'a [LitPicture]) -> Option<Self> {
+        if pictures.iter().all(|picture| picture.lit.is_empty()) {
+            return Some(Self { pictures, description: Description::Background });
         }
         let objects: Vec<&Object> = pictures.iter().flat_map(LitPicture::lit_objects).collect();
-        let shared = objects.iter().map(|o| Attributes::of(o)).reduce(Attributes::and)?;
+        let shared = objects.iter().map(|object| Attributes::of(object)).reduce(Attributes::and)?;
         let unclear = |extent: Extent, near: &dyn Fn(u32) -> bool| {
             shared.extent != Some(extent) && objects.iter().all(|object| near(object.size))
         };
-        if unclear(Extent::Large, &|size| size + UNCLEAR >= Extent::LARGE)
-            || unclear(Extent::Small, &|size| size <= Extent::SMALL + UNCLEAR)
-        {
-            return None;
-        }
-        match wanted {
-            Wanted::Nothing if !shared.is_open() => None,
-            _ => Some(Self { pictures, shared: Description::Objects(shared) }),
-        }
+        let is_unclear = unclear(Extent::Large, &|size| size + UNCLEAR >= Extent::LARGE)
+            || unclear(Extent::Small, &|size| size <= Extent::SMALL + UNCLEAR);
+        (!is_unclear).then_some(Self { pictures, description: Description::Objects(shared) })
     }
 
     /// The only right answer to [`REQUEST`].
     pub(crate) fn answer(&self) -> String {
-        let text = match self.shared {
+        let text = match self.description {
             Description::Background => BACKGROUND.to_owned(),
             Description::Objects(shared) if shared.is_open() => UNABLE.to_owned(),
             Description::Objects(shared) => shared.text(),
@@ -197,7 +217,7 @@ impl LitSet {
 
     /// What sort of feature it stands for.
     pub(crate) fn kind(&self) -> &'static str {
-        match self.shared {
+        match self.description {
             Description::Background => BACKGROUND,
             Description::Objects(Attributes { extent, colour, texture, shape }) => {
                 match (extent, colour, texture, shape) {
@@ -212,10 +232,9 @@ impl LitSet {
         }
     }
 
-    /// Questions whether a description fits, with their answers: `1` where it fits all that is lit, `0` where it fits
-    /// what is lit in two pictures of five at most.
-    pub(crate) fn judgements(&self, rng: &mut ChaCha8Rng) -> Vec<(String, &'static str)> {
-        const EACH: usize = 2;
+    /// Questions whether a description fits, up to `each` with the answer `1`, where it fits all that is lit, and as many
+    /// with `0`, where it fits what is lit in two pictures of five at most.
+    pub(crate) fn judgements(&self, rng: &mut ChaCha8Rng, each: usize) -> Vec<(String, &'static str)> {
         let question = |description: &Description| {
             let text = match description {
                 Description::Objects(attributes) => attributes.text(),
@@ -224,16 +243,16 @@ impl LitSet {
             format!("do the lit parts show {text} ?")
         };
         let mut asked = Vec::new();
-        for _ in 0..EACH {
-            match self.shared {
+        for _ in 0..each {
+            match self.description {
                 Description::Objects(shared) if !shared.is_open() => {
                     asked.push((question(&Description::Objects(shared.part(rng))), "1"));
                 }
                 Description::Objects(_) => {}
-                Description::Background => asked.push((question(&self.shared), "1")),
+                Description::Background => asked.push((question(&self.description), "1")),
             }
             // A near miss, or anything.
-            let mut wrong = match self.shared {
+            let mut wrong = match self.description {
                 Description::Objects(shared) if !shared.is_open() && rng.random_bool(0.6) => shared.part(rng),
                 _ => Attributes::default(),
             };
@@ -417,9 +436,9 @@ mod tests {
         for index in 0..300 {
             let set = LitSet::generate(3, index, 5);
             let again = LitSet::generate(3, index, 5);
-            assert_eq!(set.answer(), again.answer());
+            assert_eq!(set.all().answer(), again.all().answer());
             assert_eq!(set.pictures.len(), 5);
-            let text = set.answer();
+            let text = set.all().answer();
             let text = text.strip_prefix("[explanation]: ").unwrap();
             for word in Colour::ALL.iter().map(|c| c.name()).chain(Shape::ALL.iter().map(|s| s.name())) {
                 let shared = set.pictures.iter().all(|picture| {
@@ -459,7 +478,7 @@ mod tests {
         let (mut yes, mut no) = (0, 0);
         for index in 0..200 {
             let set = LitSet::generate(5, index, 4);
-            for (question, answer) in set.judgements(&mut rng) {
+            for (question, answer) in set.all().judgements(&mut rng, 2) {
                 let words: Vec<&str> = question.split(' ').collect();
                 let wanted = &words[5..words.len() - 1];
                 let fits = |picture: &LitPicture| match wanted {

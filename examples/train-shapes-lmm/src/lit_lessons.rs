@@ -10,9 +10,12 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use shapes_world::Extent;
 
-use crate::lessons::{BACKGROUND, DIM, Lesson, PatchWords, image_words, object_under, probe_cells, prompt};
-use crate::lit::{LitPicture, LitSet, REQUEST};
+use crate::lessons::{
+    BACKGROUND, DIM, Lesson, PatchWords, Turn, image_words, object_under, probe_cells, prompt,
+};
+use crate::lit::{LitPicture, LitSet, REQUEST, Shared};
 
 /// Cells with at least this mean light are lit, with at most that are not; those between teach nothing.
 const LIT: u32 = 160;
@@ -85,7 +88,7 @@ pub(crate) fn stream(
 struct Prepared {
     inputs: Inputs,
     patches: Vec<PatchWords>,
-    turns: Vec<(String, String)>,
+    turns: Vec<Turn>,
 }
 
 impl Prepared {
@@ -110,24 +113,35 @@ impl Prepared {
             })
             .collect();
         let mut rng = ChaCha8Rng::seed_from_u64(index);
-        let mut turns = vec![(REQUEST.to_owned(), set.answer())];
-        turns.extend(set.judgements(&mut rng).into_iter().map(|(asked, answer)| (asked, answer.to_owned())));
+        let turns = set.firsts().flat_map(|shared| turns(shared, &mut rng)).collect();
         Ok(Self { inputs, patches, turns })
     }
+}
+
+/// What is asked after some pictures.
+fn turns(shared: Shared<'_>, rng: &mut ChaCha8Rng) -> Vec<Turn> {
+    /// Questions with either answer whether a description fits.
+    const JUDGEMENTS: usize = 1;
+    let turn = |question, answer| Turn { pictures: shared.pictures.len(), question, answer };
+    let judgements = shared.judgements(rng, JUDGEMENTS).into_iter();
+    std::iter::once(turn(REQUEST.to_owned(), shared.answer()))
+        .chain(judgements.map(|(question, answer)| turn(question, answer.to_owned())))
+        .collect()
 }
 
 fn words(picture: &LitPicture, labels: &[u8], light: &[u8], pixels: &[usize]) -> PatchWords {
     let mean = pixels.iter().map(|&pixel| u32::from(light[pixel])).sum::<u32>() / pixels.len() as u32;
     match mean {
         LIT.. => match object_under(labels, pixels) {
-            None => [Some(BACKGROUND); 3],
+            None => [Some(BACKGROUND); 4],
             Some(index) => {
                 let object = &picture.scene.objects[index];
-                [object.colour.name(), object.shape.name(), object.texture.name()].map(Some)
+                let [colour, texture, shape] = object.labels().map(Some);
+                [colour, shape, texture, object.extent().map(Extent::name)]
             }
         },
-        ..=UNLIT => [Some(DIM); 3],
-        _ => [None; 3],
+        ..=UNLIT => [Some(DIM); 4],
+        _ => [None; 4],
     }
 }
 

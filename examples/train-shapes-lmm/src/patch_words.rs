@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lmm_prep::Inputs;
-use shapes_world::{Colour, Shape, Texture};
+use shapes_world::{Colour, Extent, Shape, Texture};
 use tch::{Kind, Tensor};
 
 use crate::lessons::{BACKGROUND, DIM, Lesson};
@@ -47,11 +47,12 @@ impl PatchWordScores {
                 family(Colour::ALL.iter().map(|c| c.name()).collect()),
                 family(Shape::ALL.iter().map(|s| s.name()).collect()),
                 family(Texture::ALL.iter().map(|t| t.name()).collect()),
+                family(Extent::ALL.iter().map(|e| e.name()).collect()),
             ],
         }
     }
 
-    /// The loss, and the share of object patches of which every word is right.
+    /// The loss, and the share of the words of object patches that are right.
     /// `embeddings [prompts, tokens, hidden]` are the prompts' as the language model gets them, `words [vocabulary, hidden]`
     /// its word embeddings.
     pub(crate) fn loss(&self, lesson: &Lesson, embeddings: &Tensor, words: &Tensor) -> (Tensor, f64) {
@@ -61,8 +62,7 @@ impl PatchWordScores {
         let features = &features / (features.square().mean_dim(-1, true, Kind::Float) + 1e-6).sqrt();
         let scale = TEMPERATURE / (features.size()[1] as f64).sqrt();
         let mut loss = Tensor::from(0f32);
-        let mut right: Option<Tensor> = None;
-        let mut objects: Option<Tensor> = None;
+        let (mut right, mut words_of_objects) = (0.0, 0.0);
         for (index, family) in self.families.iter().enumerate() {
             let shown: Vec<i64> = lesson
                 .patches
@@ -87,17 +87,10 @@ impl PatchWordScores {
                 -scores.log_softmax(-1, Kind::Float).gather(1, &classes.unsqueeze(1), false).squeeze_dim(1);
             loss += (each * &weight).sum(Kind::Float) / weight.sum(Kind::Float);
             let hits = scores.argmax(-1, false).eq_tensor(&classes);
-            // Every family shows its words at the same patches.
-            right = Some(right.map_or(hits.shallow_clone(), |right| right.logical_and(&hits)));
-            objects = Some(is_object);
+            right += hits.logical_and(&is_object).sum(Kind::Float).double_value(&[]);
+            words_of_objects += is_object.sum(Kind::Float).double_value(&[]);
         }
-        let accuracy = match (right, objects) {
-            (Some(right), Some(objects)) => {
-                right.masked_select(&objects).to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
-            }
-            _ => f64::NAN,
-        };
-        (loss, accuracy)
+        (loss, right / words_of_objects)
     }
 }
 

@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use shapes_world::{CAPTION_REQUEST, QuestionKind, Scene};
 
-use crate::lessons::{BACKGROUND, Lesson, PatchWords, image_words, object_under, probe_cells, prompt};
+use crate::lessons::{BACKGROUND, Lesson, PatchWords, Turn, image_words, object_under, probe_cells, prompt};
 
 /// How many questions of the kinds that are not the point (position, caption) a scene is asked.
 const POSITION_QUESTIONS: usize = 1;
@@ -74,10 +74,10 @@ fn prepare(processor: &Processor, scenes: Vec<Scene>) -> Result<SceneBatch> {
             let size = (scene.width as usize, scene.height as usize);
             let patches = image_words(&inputs.layout.images[0], |grid| {
                 probe_cells(grid, size, |pixels| match object_under(labels.as_raw(), pixels) {
-                    None => [Some(BACKGROUND), Some(BACKGROUND), None],
+                    None => [Some(BACKGROUND), Some(BACKGROUND), None, None],
                     Some(index) => {
                         let object = &scene.objects[index];
-                        [Some(object.colour.name()), Some(object.shape.name()), None]
+                        [Some(object.colour.name()), Some(object.shape.name()), None, None]
                     }
                 })
             });
@@ -97,7 +97,7 @@ impl SceneBatch {
 }
 
 /// Everything worth asking about a scene.
-fn turns(scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<(String, String)> {
+fn turns(scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<Turn> {
     let mut questions = scene.questions();
     questions.shuffle(rng);
     let mut positions_left = POSITION_QUESTIONS;
@@ -108,11 +108,11 @@ fn turns(scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<(String, String)> {
             keep
         }
     });
-    let mut pairs: Vec<(String, String)> =
-        questions.into_iter().map(|q| (q.text, q.answer.to_owned())).collect();
+    let turn = |question, answer| Turn { pictures: 1, question, answer };
+    let mut turns: Vec<Turn> = questions.into_iter().map(|q| turn(q.text, q.answer.to_owned())).collect();
     if rng.random_bool(CAPTION_SHARE) {
-        pairs.push((CAPTION_REQUEST.to_owned(), scene.caption()));
+        turns.push(turn(CAPTION_REQUEST.to_owned(), scene.caption()));
     }
-    pairs.shuffle(rng);
-    pairs
+    turns.shuffle(rng);
+    turns
 }
