@@ -49,7 +49,7 @@ struct Args {
     /// Overlap with its best concept from which on a feature is specific, and its explanation is held against it
     #[arg(long, default_value_t = 0.3)]
     specific: f64,
-    /// Also write how well the explanations name the concepts, as JSON, to this file
+    /// Also write how well the explanations name the concepts, and all specific features with theirs, as JSON, to this file
     #[arg(long, requires = "explanations")]
     report: Option<PathBuf>,
     /// File to write
@@ -114,7 +114,9 @@ fn run(args: &Args) -> Result<()> {
     let html = page::render(&head, &measured.cards)?;
     write(&args.out, &html)?;
     if let (Some(path), Some(naming)) = (&args.report, &head.naming) {
-        write(path, &format!("{:#}\n", naming.json()))?;
+        let mut report = naming.json();
+        report["features"] = serde_json::to_value(&measured.specific)?;
+        write(path, &format!("{report:#}\n"))?;
     }
     tracing::info!(features = measured.cards.len(), "wrote {}", args.out.display());
     Ok(())

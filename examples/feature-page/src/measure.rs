@@ -9,6 +9,7 @@ use mm_data::Dataset;
 use rayon::prelude::*;
 use sae_types::{FeatureId, SampleId};
 use scoring::{Agreement, Summary};
+use serde::Serialize;
 
 use crate::naming::Naming;
 use crate::page::Card;
@@ -28,6 +29,20 @@ pub(crate) struct Measured {
     pub(crate) shuffled: Option<Summary>,
     /// Over all specific features: whether their explanations name the concept. `None` without explanations.
     pub(crate) naming: Option<Naming>,
+    /// All specific features, the most specific first.
+    pub(crate) specific: Vec<Specific>,
+}
+
+/// A feature that stands for one concept.
+#[derive(Debug, Serialize)]
+pub(crate) struct Specific {
+    feature: FeatureId,
+    /// The concept it overlaps most.
+    concept: String,
+    overlap: f64,
+    /// Its largest activation anywhere.
+    peak: f32,
+    explanation: Option<String>,
 }
 
 /// What to measure.
@@ -92,12 +107,19 @@ pub(crate) fn measure(hook: &HookCache<'_>, dataset: &Dataset, wanted: &Wanted<'
         })
         .collect();
     scored.sort_by(|a, b| best(b).total_cmp(&best(a)).then(a.feature.cmp(&b.feature)));
-    let naming = wanted.explanations.map(|said| {
-        let specific = scored.iter().filter(|feature| best(feature) >= wanted.specific);
-        Naming::of(specific.filter_map(|feature| {
-            let concept = feature.concepts.first()?.0.as_str();
-            Some((concept, said.get(&FeatureId(feature.feature)).map(String::as_str)))
-        }))
+    let specific: Vec<Specific> = scored
+        .iter()
+        .filter_map(|scored| {
+            let (concept, overlap) = scored.concepts.first()?;
+            let feature = FeatureId(scored.feature);
+            let explanation = wanted.explanations.and_then(|said| said.get(&feature)).cloned();
+            let (concept, overlap) = (concept.clone(), *overlap);
+            Some(Specific { feature, concept, overlap, peak: scored.peak, explanation })
+        })
+        .filter(|feature| feature.overlap >= wanted.specific)
+        .collect();
+    let naming = wanted.explanations.map(|_| {
+        Naming::of(specific.iter().map(|feature| (feature.concept.as_str(), feature.explanation.as_deref())))
     });
     let mut shown: BTreeMap<String, usize> = BTreeMap::new();
     scored.retain(|feature| {
@@ -118,6 +140,7 @@ pub(crate) fn measure(hook: &HookCache<'_>, dataset: &Dataset, wanted: &Wanted<'
         shuffled: Summary::of(shuffled),
         cards: scored.iter().map(|feature| card(feature, &truth, wanted.explanations)).collect(),
         naming,
+        specific,
     })
 }
 
