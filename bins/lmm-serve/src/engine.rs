@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
-use lmm_hooks::{Batch, GenerationOptions, PaddingSide};
+use lmm_hooks::GenerationOptions;
 use lmm_prep::Inputs;
 use model_kit::OpenModel;
+use steering::{Plan, Steerer};
 
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::queue::{BatchLimits, Closed, Job, Queue};
 use crate::row::{Event, Row};
-use crate::steer::Steerer;
 
 /// What the thread owns.
 #[derive(Debug)]
@@ -73,10 +73,11 @@ impl Engine {
     fn run(&self, jobs: &[Job]) -> Result<()> {
         let OpenModel { network, processor, .. } = &self.model;
         let inputs: Vec<&Inputs> = jobs.iter().map(|job| &job.inputs).collect();
-        let pad = processor.tokenizer().special_id("pad_token").unwrap_or(0);
-        let batch = Batch::new(&inputs, pad, network.device(), network.kind(), PaddingSide::Left)?;
+        let batch = self.model.prompts(&inputs)?;
         let options: Vec<GenerationOptions> = jobs.iter().map(|job| job.options.clone()).collect();
-        let mut hooks = self.steerer.hooks(&jobs[0].steering);
+        let plans: Vec<Plan> = jobs.iter().map(|job| job.steering.clone()).collect();
+        let steering = self.steerer.steering(&plans)?;
+        let mut hooks = steering.hooks();
         let mut generation = network.start_generation(&batch, &options, &mut hooks)?;
         let mut rows: Vec<Row> = jobs.iter().map(|job| Row::new(processor, job)).collect();
         let count = |counter: &std::sync::atomic::AtomicU64, by: usize| {
@@ -108,16 +109,14 @@ fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::path::Path;
 
     use model_kit::TorchArgs;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     use super::*;
-    use crate::steer::{Steerable, Steering};
 
-    fn job(engine: &Engine, ids: Option<Vec<u32>>, steering: Steering) -> (Job, UnboundedReceiver<Event>) {
+    fn job(engine: &Engine, ids: Option<Vec<u32>>, steering: Plan) -> (Job, UnboundedReceiver<Event>) {
         let mut inputs = engine.model.processor.prepare("how many shapes are there ?", &[]).unwrap();
         if let Some(ids) = ids {
             inputs.layout.n_tokens = ids.len();
@@ -147,17 +146,17 @@ mod tests {
         sae.save(&folder.path().join("model.layers.2"), sae_core::WeightDtype::F32).unwrap();
         let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/shapes-lmm-s");
         let model = OpenModel::open(assets.to_str().unwrap(), TorchArgs::default()).unwrap();
-        let steerer = Steerer::load(folder.path().to_str().unwrap(), &model.network).unwrap();
+        let steerer = crate::steer::load(folder.path().to_str().unwrap(), &model.network).unwrap();
         let limits = BatchLimits { rows: 4, tokens: 1000 };
         let (queue, metrics) = Default::default();
         let engine = Engine { model, steerer, limits, queue, metrics };
-        // A feature that the check of requests would have refused.
-        let beyond = Steerable::at("model.layers.2", 1 << 20);
-        let beyond = beyond.of_request(&BTreeMap::from([("1000000".to_owned(), 1.0)])).unwrap();
-        let (broken, mut first) = job(&engine, Some(vec![1, 9999]), Steering::default());
-        let (beside, mut second) = job(&engine, None, Steering::default());
-        let (panics, mut third) = job(&engine, None, beyond);
-        let (good, mut fourth) = job(&engine, None, Steering::default());
+        // More room for an answer than there is memory in the world.
+        let endless = GenerationOptions::greedy(1 << 40, vec![2]);
+        let (broken, mut first) = job(&engine, Some(vec![1, 9999]), Plan::default());
+        let (beside, mut second) = job(&engine, None, Plan::default());
+        let (panics, mut third) = job(&engine, None, Plan::default());
+        let panics = Job { options: endless, ..panics };
+        let (good, mut fourth) = job(&engine, None, Plan::default());
         engine.serve(&[broken, beside]);
         engine.serve(&[panics]);
         engine.serve(&[good]);

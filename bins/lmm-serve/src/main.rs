@@ -14,7 +14,6 @@ mod row;
 mod server;
 mod service;
 mod steer;
-mod text;
 mod tokens;
 mod work;
 

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use image::RgbImage;
 use lmm_hooks::{GenerationOptions, Sampling};
 use lmm_prep::{ChatOptions, Content, GenerationConfig, Inputs, Message, Processor};
+use steering::{Plan, Steerable};
 
 use crate::media;
 use crate::problem::Problem;
 use crate::request::{ChatRequest, Part, Turn};
-use crate::steer::{Steerable, Steering};
+use crate::steer;
 
 /// What a request has to be checked and made ready with.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub(crate) struct Preparer {
     pub(crate) processor: Arc<Processor>,
     pub(crate) steerable: Steerable,
     /// The steering of requests that name none.
-    pub(crate) steering: Steering,
+    pub(crate) steering: Plan,
     /// How the model's folder wants text to be generated, with tokens that end it.
     pub(crate) generation: GenerationConfig,
     /// How many tokens an answer may have if the request does not say.
@@ -41,7 +42,7 @@ pub(crate) struct Prepared {
     pub(crate) inputs: Inputs,
     pub(crate) options: GenerationOptions,
     pub(crate) stops: Vec<String>,
-    pub(crate) steering: Steering,
+    pub(crate) steering: Plan,
 }
 
 impl Preparer {
@@ -52,9 +53,7 @@ impl Preparer {
     pub(crate) fn prepare(&self, mut request: ChatRequest) -> Result<Prepared, Problem> {
         let steering = match &request.steer {
             None => self.steering.clone(),
-            Some(asked) => self
-                .steerable
-                .of_request(asked)
+            Some(asked) => steer::of_request(&self.steerable, asked)
                 .map_err(|reason| Problem::of("steer", format!("steer: {reason}")))?,
         };
         let inputs = self.inputs(std::mem::take(&mut request.messages))?;
@@ -161,7 +160,7 @@ mod tests {
         let preparer = Preparer {
             processor: Arc::new(Processor::load(&models.join("words")).unwrap()),
             steerable: Steerable::default(),
-            steering: Steering::default(),
+            steering: Plan::default(),
             generation: GenerationConfig::default(),
             max_tokens: 5,
             context: 100,

@@ -5,12 +5,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use lmm_hooks::GenerationOptions;
 use lmm_prep::Inputs;
+use steering::Plan;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::problem::Problem;
 use crate::row::Event;
-use crate::steer::Steering;
 
 /// A request that is ready for the model.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Job {
     pub(crate) inputs: Inputs,
     pub(crate) options: GenerationOptions,
     pub(crate) stops: Vec<String>,
-    pub(crate) steering: Steering,
+    pub(crate) steering: Plan,
     /// Where its answer goes; closed once the client has left.
     pub(crate) events: UnboundedSender<Event>,
     /// Of the server's memory, given back when it runs.
@@ -140,16 +140,17 @@ mod tests {
     use std::collections::BTreeMap;
 
     use lmm_prep::TokenLayout;
+    use steering::{HookPoint, Steerable};
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     use super::*;
-    use crate::steer::Steerable;
 
     fn job(prompt: usize, answer: usize, steered: Option<f32>) -> (Job, UnboundedReceiver<Event>) {
         let layout = TokenLayout { images: Vec::new(), n_tokens: prompt };
         let inputs = Inputs { input_ids: vec![1; prompt], images: Vec::new(), layout, turns: Vec::new() };
         let asked = steered.map(|value| ("0".to_owned(), value)).into_iter().collect::<BTreeMap<_, _>>();
-        let steering = Steerable::at("model.layers.0", 1).of_request(&asked).unwrap();
+        let steerable = Steerable::new(BTreeMap::from([(HookPoint::layer(0), 1)]), f32::MAX);
+        let steering = crate::steer::of_request(&steerable, &asked).unwrap();
         let (events, answers) = unbounded_channel();
         let options = GenerationOptions::greedy(answer, Vec::new());
         (Job { inputs, options, stops: Vec::new(), steering, events, permits: Vec::new() }, answers)

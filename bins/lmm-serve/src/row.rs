@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use lmm_hooks::NewToken;
-use lmm_prep::{PrepError, Processor};
+use lmm_prep::{PrepError, Processor, Said, TextStream};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::problem::Problem;
 use crate::queue::Job;
-use crate::text::{Said, TextStream};
 use crate::tokens::{self, LoggedToken};
 
 /// What a client is sent, in order: pieces, then an end or a failure.
@@ -159,7 +158,6 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
-    use crate::steer::Steering;
 
     /// The tokens of a character have the place where it begins, and come with it; those of a stop text do not come.
     #[test]
@@ -173,7 +171,7 @@ mod tests {
                 inputs: processor.prepare("a", &[]).unwrap(),
                 options: GenerationOptions::greedy(100, vec![2]),
                 stops: vec![" three".to_owned()],
-                steering: Steering::default(),
+                steering: steering::Plan::default(),
                 events,
                 permits: Vec::new(),
             };

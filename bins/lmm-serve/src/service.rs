@@ -14,9 +14,10 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use lmm_prep::{ChatOptions, GenerationConfig, Message, Processor};
+use lmm_prep::{ChatOptions, Message, Processor};
 use model_kit::{ModelFolder, OpenModel};
 use stage_kit::{Interrupt, UsageError};
+use steering::Steerer;
 use tokio::runtime::Builder;
 use tokio::sync::Semaphore;
 
@@ -28,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::prepare::Preparer;
 use crate::queue::{BatchLimits, Closed, Queue};
 use crate::server::{App, router};
-use crate::steer::Steerer;
+use crate::steer;
 use crate::work::Workers;
 
 /// An answer's tokens where neither the request, nor a flag, nor the model's folder says.
@@ -56,15 +57,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .with_context(|| format!("cannot listen on {} port {}", args.host, args.port))?;
     let address = listener.local_addr()?;
     let folder = ModelFolder::find(&args.model)?;
-    let generation = generation_config(&folder)?;
+    let generation = folder.generation_config()?;
     let model = folder.load(args.torch, args.precision.weights())?;
     let steerer = match &args.sae {
-        Some(source) => Steerer::load(source, &model.network)?,
+        Some(source) => steer::load(source, &model.network)?,
         None => Steerer::default(),
     };
-    let steerable = steerer.steerable();
-    let steering =
-        steerable.of_flags(&args.steer).map_err(|reason| UsageError::new(format!("--steer: {reason}")))?;
+    let steerable = steerer.steerable().clone();
+    let steering = steer::of_flags(&steerable, &args.steer)
+        .map_err(|reason| UsageError::new(format!("--steer: {reason}")))?;
     check_template(&model.processor)?;
     let limits = BatchLimits { rows: args.max_batch.get(), tokens: args.max_batch_tokens.get() };
     let context = model.network.config().text_config.max_position_embeddings.min(limits.tokens);
@@ -160,24 +161,6 @@ fn check_template(processor: &Processor) -> Result<()> {
     let options = ChatOptions { add_generation_prompt: true };
     let prompt = processor.chat(&[Message::text("user", "hello")], options);
     prompt.map(drop).context("the model's folder cannot make a prompt of a chat, which all requests are")
-}
-
-/// How the model's folder wants text to be generated; what ends it is the tokenizer's to say where the folder does not.
-fn generation_config(folder: &ModelFolder) -> Result<GenerationConfig> {
-    let mut config = GenerationConfig::load(&folder.folder)?.unwrap_or_default();
-    if config.eos_token_id.is_empty() {
-        config.eos_token_id = eos(&folder.processor).into_iter().collect();
-    }
-    if config.eos_token_id.is_empty() {
-        tracing::warn!(
-            "the model's folder names no token that ends an answer: all will be as long as they may"
-        );
-    }
-    Ok(config)
-}
-
-fn eos(processor: &Processor) -> Option<u32> {
-    processor.tokenizer().special_id("eos_token")
 }
 
 /// The name of a local folder, without where it lies; a Hub id as it is.

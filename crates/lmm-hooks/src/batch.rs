@@ -175,6 +175,16 @@ impl Batch {
         self.pictures.as_ref().map(|pictures| &pictures.pixels)
     }
 
+    /// Which tokens stand for an image, newlines included, `[batch, tokens]` (bool).
+    pub fn image_tokens(&self) -> Tensor {
+        let mask = Tensor::zeros([self.input_ids.numel() as i64], (Kind::Bool, self.input_ids.device()));
+        let mask = self.pictures.iter().fold(mask, |mut mask, pictures| {
+            let _ = mask.index_fill_(0, &pictures.feature_places, 1);
+            mask.index_fill_(0, &pictures.newline_places, 1)
+        });
+        mask.view(self.input_ids.size().as_slice())
+    }
+
     pub(crate) fn pad(&self) -> u32 {
         self.pad
     }

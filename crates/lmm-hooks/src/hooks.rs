@@ -79,6 +79,14 @@ impl<'a> Hooks<'a> {
         self
     }
 
+    /// These, then all of `others`.
+    #[must_use]
+    pub fn then(mut self, others: Hooks<'a>) -> Self {
+        self.entries.extend(others.entries);
+        self.stop_after_last |= others.stop_after_last;
+        self
+    }
+
     /// Ends the forward pass once the last hook point of these has been reached: nothing after it is computed, and
     /// there are no logits. Without hooks this does nothing.
     #[must_use]

@@ -47,6 +47,7 @@ mod json;
 mod layout;
 mod processor;
 mod resample;
+mod text_stream;
 mod tokenizer;
 mod turns;
 
@@ -64,5 +65,6 @@ pub use inputs::{ImageTiles, Inputs};
 pub use layout::{ImageSpan, TokenKind, TokenLayout};
 pub use processor::Processor;
 pub use resample::{Filter, resize};
+pub use text_stream::{Said, TextStream};
 pub use tokenizer::{Encoded, Tokenizer};
 pub use turns::TurnSpan;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use lmm_hooks::{Batch, HookError, LlavaNext, LoadOptions, PaddingSide, WeightPrecision};
-use lmm_prep::{Inputs, Processor};
+use lmm_prep::{GenerationConfig, Inputs, Processor};
 use mm_data::hub::{self, RepoKind};
 use sae_types::HookPoint;
 use torch_nn::Weights;
@@ -67,6 +67,29 @@ impl ModelFolder {
             .map_err(|source| ModelError::Network { folder: self.folder.clone(), source: Box::new(source) })
     }
 
+    /// How the folder wants text to be generated, with the tokens that end it: where `generation_config.json` names none, the
+    /// tokenizer's.
+    ///
+    /// # Errors
+    /// When the file is unsound.
+    pub fn generation_config(&self) -> Result<GenerationConfig, ModelError> {
+        let mut config = GenerationConfig::load(&self.folder)
+            .map_err(|source| ModelError::Processor {
+                folder: self.folder.clone(),
+                source: Box::new(source),
+            })?
+            .unwrap_or_default();
+        if config.eos_token_id.is_empty() {
+            config.eos_token_id = self.processor.tokenizer().special_id("eos_token").into_iter().collect();
+        }
+        if config.eos_token_id.is_empty() {
+            tracing::warn!(
+                "the model's folder names no token that ends an answer: all will be as long as they may"
+            );
+        }
+        Ok(config)
+    }
+
     /// Reads the weights, on the device and in the dtype the flags name.
     ///
     /// # Errors
@@ -110,9 +133,23 @@ impl OpenModel {
     /// # Errors
     /// When there is none, or one has no tokens.
     pub fn batch(&self, prompts: &[&Inputs]) -> Result<Batch, ModelError> {
-        let pad = self.processor.tokenizer().special_id("pad_token").unwrap_or(0);
         let (device, kind) = (self.network.device(), self.network.kind());
-        Batch::new(prompts, pad, device, kind, PaddingSide::Right).map_err(|source| self.failed(source))
+        Batch::new(prompts, self.pad(), device, kind, PaddingSide::Right)
+            .map_err(|source| self.failed(source))
+    }
+
+    /// Prompts to be continued, padded on the left.
+    ///
+    /// # Errors
+    /// As [`OpenModel::batch`].
+    pub fn prompts(&self, prompts: &[&Inputs]) -> Result<Batch, ModelError> {
+        let (device, kind) = (self.network.device(), self.network.kind());
+        Batch::new(prompts, self.pad(), device, kind, PaddingSide::Left).map_err(|source| self.failed(source))
+    }
+
+    /// The token that fills shorter prompts up.
+    pub fn pad(&self) -> u32 {
+        self.processor.tokenizer().special_id("pad_token").unwrap_or(0)
     }
 
     /// The hidden states at `points` of chosen tokens, `[tokens of all prompts, width]` in f32 on the model's device:

@@ -213,10 +213,28 @@ impl TorchSae {
     /// When `x` is not `[n, d_in]`.
     #[track_caller]
     pub fn encode(&self, x: &Tensor) -> TopK {
+        self.encode_edited(x, |dense, _| dense)
+    }
+
+    /// As [`TorchSae::encode`], but what is kept is chosen among activations that `edit` changed. It is given the activations
+    /// after ReLU `[rows, num_latents]` of some rows of `x`, which are its own, and the number of the first of these rows.
+    ///
+    /// # Panics
+    /// As [`TorchSae::encode`], and when `edit` gives a tensor of another shape.
+    #[track_caller]
+    pub fn encode_edited(&self, x: &Tensor, edit: impl Fn(Tensor, i64) -> Tensor) -> TopK {
         let centred = self.centre(x);
+        let columns = self.encoder_weight().tr();
+        let dense = |rows: &Tensor, start| {
+            let dense = edit(self.encoder_bias().addmm(rows, &columns).relu_(), start);
+            assert_eq!(dense.size(), [rows.size()[0], self.num_latents() as i64], "edited activations");
+            dense
+        };
         match self.config.activation {
-            Activation::BatchTopK { threshold } => self.above(&centred, threshold),
-            _ => self.encode_centred(&centred, self.k()),
+            Activation::BatchTopK { threshold } => self.above(&centred, threshold, dense),
+            _ => self.in_chunks(&centred, self.num_latents() as i64, |rows, start| {
+                first_of(&dense(rows, start), self.k())
+            }),
         }
     }
 
@@ -247,21 +265,18 @@ impl TorchSae {
         let latents = bias.size()[0];
         assert!(count as i64 <= latents, "{count} of {latents} latents");
         let columns = weight.tr();
-        let encode = |rows: &Tensor| {
+        let encode = |rows: &Tensor, _| {
             // The product is this function's own, so that ReLU may overwrite it.
-            let dense = bias.addmm(rows, &columns).relu_();
-            let (values, indices) = dense.topk(count as i64, 1, true, true);
-            TopK { indices, values }
+            first_of(&bias.addmm(rows, &columns).relu_(), count)
         };
         self.in_chunks(centred, latents, encode)
     }
 
-    /// All activations above `threshold`.
+    /// All of the `activations` of rows above `threshold`.
     #[track_caller]
-    fn above(&self, centred: &Tensor, threshold: f32) -> TopK {
-        let columns = self.encoder_weight().tr();
-        let encode = |rows: &Tensor| {
-            let dense = self.encoder_bias().addmm(rows, &columns).relu_();
+    fn above(&self, centred: &Tensor, threshold: f32, activations: impl Fn(&Tensor, i64) -> Tensor) -> TopK {
+        let encode = |rows: &Tensor, start| {
+            let dense = activations(rows, start);
             // Compared as wide as the threshold is. NaN counts as above, to be reported.
             let off = dense.to_kind(self.wide()).le(f64::from(threshold));
             let dense = dense.masked_fill(&off, 0.0);
@@ -272,17 +287,17 @@ impl TorchSae {
         self.in_chunks(centred, self.num_latents() as i64, encode)
     }
 
-    /// Encodes rows of `latents` pre-activations within the dense budget.
-    fn in_chunks(&self, centred: &Tensor, latents: i64, encode: impl Fn(&Tensor) -> TopK) -> TopK {
+    /// Encodes rows of `latents` pre-activations within the dense budget; `encode` is told the number of its first row.
+    fn in_chunks(&self, centred: &Tensor, latents: i64, encode: impl Fn(&Tensor, i64) -> TopK) -> TopK {
         let n = centred.size()[0];
         let row_bytes = latents as usize * self.kind().elt_size_in_bytes();
         let chunk = i64::try_from(self.dense_budget / row_bytes.max(1)).unwrap_or(i64::MAX).max(1);
         if n <= chunk {
-            return encode(centred);
+            return encode(centred, 0);
         }
         let parts: Vec<TopK> = (0..n)
             .step_by(chunk as usize)
-            .map(|start| encode(&centred.narrow(0, start, chunk.min(n - start))))
+            .map(|start| encode(&centred.narrow(0, start, chunk.min(n - start)), start))
             .collect();
         TopK::join(&parts)
     }
@@ -334,4 +349,10 @@ impl TorchSae {
         }
         Bags::new(codes).sum_rows(self.decoder_weight())
     }
+}
+
+/// The `count` largest of each row.
+fn first_of(dense: &Tensor, count: usize) -> TopK {
+    let (values, indices) = dense.topk(count as i64, 1, true, true);
+    TopK { indices, values }
 }

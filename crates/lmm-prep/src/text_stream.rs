@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use lmm_prep::{PrepError, Processor};
+use crate::error::PrepError;
+use crate::processor::Processor;
 
 /// About so many tokens are decoded anew with each that comes; the text of those before is settled.
 const WINDOW: usize = 32;
@@ -16,7 +17,7 @@ const CLEANED: [&str; 10] = [" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's"
 
 /// The text of one answer. Special tokens are left out.
 #[derive(Debug)]
-pub(crate) struct TextStream {
+pub struct TextStream {
     processor: Arc<Processor>,
     stops: Vec<String>,
     ids: Vec<u32>,
@@ -33,25 +34,27 @@ pub(crate) struct TextStream {
 
 /// What a token adds to what may be sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Said {
-    pub(crate) text: String,
+pub struct Said {
+    /// What may be sent now.
+    pub text: String,
     /// The text ends here because a stop text comes next.
-    pub(crate) stopped: bool,
+    pub stopped: bool,
 }
 
 impl TextStream {
-    pub(crate) fn new(processor: Arc<Processor>, stops: Vec<String>) -> Self {
+    /// A stream that ends before the first of `stops` that comes.
+    pub fn new(processor: Arc<Processor>, stops: Vec<String>) -> Self {
         let (ids, text, known) = (Vec::new(), String::new(), String::new());
         Self { processor, stops, ids, text, stable: 0, sent: 0, window: 0, known }
     }
 
     /// Bytes of text that no token can change, sent or not.
-    pub(crate) fn stable(&self) -> usize {
+    pub fn stable(&self) -> usize {
         self.stable
     }
 
     /// Bytes of text sent.
-    pub(crate) fn sent(&self) -> usize {
+    pub fn sent(&self) -> usize {
         self.sent
     }
 
@@ -59,7 +62,7 @@ impl TextStream {
     ///
     /// # Errors
     /// When it is no token of the tokenizer.
-    pub(crate) fn push(&mut self, id: u32) -> Result<Said, PrepError> {
+    pub fn push(&mut self, id: u32) -> Result<Said, PrepError> {
         self.ids.push(id);
         let decoded = self.decode(self.window)?;
         self.text.truncate(self.stable);
@@ -78,7 +81,7 @@ impl TextStream {
     }
 
     /// No token comes any more: what was held back may go.
-    pub(crate) fn finish(&mut self) -> Said {
+    pub fn finish(&mut self) -> Said {
         self.say(self.text.len(), true)
     }
 
@@ -154,8 +157,7 @@ mod tests {
     use super::*;
 
     fn processor(name: &str) -> Arc<Processor> {
-        let models =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/lmm-prep/tests/fixtures/models");
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
         Arc::new(Processor::load(&models.join(name)).unwrap())
     }
 

@@ -1,0 +1,225 @@
+//! The flags that `run` and `sweep` share: the model, the manner of steering, and how text is written.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use lmm_hooks::{GenerationOptions, Sampling};
+use lmm_prep::GenerationConfig;
+use mm_data::hub::{self, RepoKind};
+use model_kit::{ModelFolder, OpenModel, PrecisionArgs, TorchArgs};
+use sae_core::Sae;
+use sae_types::HookPoint;
+use stage_kit::{UsageError, hash_file};
+use steering::{ErrorTerm, Mode, Plan, Stage, Steerer, When, Where};
+use tch::Kind;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// LLaVA-NeXT model: a folder in Hugging Face layout or a Hub id
+    pub(crate) model: String,
+    /// Sparse autoencoders: a folder of HOOKPOINT/{cfg.json,sae.safetensors} or a Hub id
+    #[arg(long)]
+    pub(crate) sae: String,
+    /// The hook point to steer at, where there are several autoencoders
+    #[arg(long)]
+    pub(crate) hookpoint: Option<HookPoint>,
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
+    #[command(flatten)]
+    pub(crate) torch: TorchArgs,
+}
+
+/// Whose behaviour is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Compat {
+    /// multimodal-sae: features are set before TopK on all of the prompt, and the reconstruction takes the hidden state's place on
+    /// every token of prompt and answer; the autoencoder computes in f32
+    Msae,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MannerArgs {
+    /// What is done to a feature: clamp (it has the value), add (the value is added, on or not), scale (its activation times the
+    /// value), ablate (it is off), orthogonal (its direction in the hidden state is replaced by the value), cap (at most the value)
+    #[arg(long, default_value_t, help_heading = "Steering")]
+    pub(crate) mode: Mode,
+    /// On which tokens: all, image, text, last (of the prompt), generated
+    #[arg(long = "where", default_value_t, value_name = "PLACE", help_heading = "Steering")]
+    place: Where,
+    /// In which part: prefill (the prompt), decoding (the answer), both
+    #[arg(long = "when", default_value_t, value_name = "TIME", help_heading = "Steering")]
+    time: When,
+    /// Keep what the autoencoder does not reconstruct; this is the default
+    #[arg(long, conflicts_with = "drop_error", help_heading = "Steering")]
+    keep_error: bool,
+    /// Put the reconstruction in the hidden state's place on every token
+    #[arg(long, help_heading = "Steering")]
+    drop_error: bool,
+    /// Change features before the autoencoder chooses the k largest, not after
+    #[arg(long, help_heading = "Steering")]
+    before_topk: bool,
+    /// Steer as another project does
+    #[arg(
+        long,
+        value_enum,
+        conflicts_with_all = ["place", "time", "keep_error", "drop_error", "before_topk"],
+        help_heading = "Steering"
+    )]
+    pub(crate) compat: Option<Compat>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct WritingArgs {
+    /// Longest answer, in tokens
+    #[arg(long, default_value_t = NonZeroUsize::new(512).expect("512 is not 0"), help_heading = "Writing")]
+    pub(crate) max_new_tokens: NonZeroUsize,
+    /// 0 for the likeliest token; above, tokens are drawn
+    #[arg(long, default_value_t = 0.0, help_heading = "Writing")]
+    temperature: f64,
+    /// Draw from the smallest set of tokens with this much probability
+    #[arg(long, default_value_t = 1.0, help_heading = "Writing")]
+    top_p: f64,
+    /// Draw from this many of the likeliest tokens
+    #[arg(long, help_heading = "Writing")]
+    top_k: Option<NonZeroUsize>,
+    /// Logits of tokens that were there before are divided by this
+    #[arg(long, default_value_t = 1.0, help_heading = "Writing")]
+    repetition_penalty: f64,
+}
+
+/// A model with the autoencoders to steer it by.
+pub(crate) struct Steered {
+    pub(crate) model: OpenModel,
+    pub(crate) steerer: Steerer,
+    /// What ends an answer.
+    pub(crate) generation: GenerationConfig,
+    /// The folders of the autoencoders.
+    pub(crate) folders: BTreeMap<HookPoint, PathBuf>,
+}
+
+impl ModelArgs {
+    /// Opens both.
+    pub(crate) fn open(&self, manner: &MannerArgs) -> Result<Steered> {
+        let root = hub::resolve(&self.sae, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
+        let mut folders = Sae::find(&root)?;
+        if let Some(hook) = &self.hookpoint {
+            let known = folders.keys().map(HookPoint::as_str).collect::<Vec<_>>().join(", ");
+            folders.retain(|known, _| known == hook);
+            if folders.is_empty() {
+                let problem = format!("--hookpoint {hook}: {} has {known}", root.display());
+                return Err(UsageError::new(problem).into());
+            }
+        }
+        let folder = ModelFolder::find(&self.model)?;
+        let generation = folder.generation_config()?;
+        let model = folder.load(self.torch, self.precision.weights())?;
+        let kind = if manner.compat.is_some() { Kind::Float } else { model.network.kind() };
+        let steerer = Steerer::load(&folders, &model.network, kind)?;
+        Ok(Steered { model, steerer, generation, folders })
+    }
+}
+
+impl Steered {
+    /// Notes model and autoencoders, by hash.
+    pub(crate) fn note(&self, args: &ModelArgs, run: &mut stage_kit::RunManifest) -> Result<()> {
+        let hash =
+            |file: PathBuf| hash_file(&file).with_context(|| format!("cannot read {}", file.display()));
+        run.input("model", &args.model, hash(self.model.folder.join("config.json"))?);
+        for (hook, folder) in &self.folders {
+            run.input(&format!("sae {hook}"), &folder.display(), hash(folder.join("sae.safetensors"))?);
+        }
+        Ok(())
+    }
+}
+
+impl MannerArgs {
+    /// A plan without changes.
+    pub(crate) fn plan(&self) -> Plan {
+        match self.compat {
+            Some(Compat::Msae) => Plan::msae(),
+            None => Plan {
+                place: self.place,
+                time: self.time,
+                stage: if self.before_topk { Stage::BeforeTopK } else { Stage::AfterTopK },
+                error: if self.drop_error { ErrorTerm::Drop } else { ErrorTerm::Keep },
+                ..Plan::default()
+            },
+        }
+    }
+
+    /// What decides how a feature changes, by flag.
+    pub(crate) fn settings(&self) -> BTreeMap<String, String> {
+        let plan = self.plan();
+        let stage = if plan.stage == Stage::BeforeTopK { "before" } else { "after" };
+        let error = if plan.error == ErrorTerm::Drop { "dropped" } else { "kept" };
+        [
+            ("--mode", self.mode.to_string()),
+            ("--where", plan.place.to_string()),
+            ("--when", plan.time.to_string()),
+            ("error term", error.to_owned()),
+            ("TopK", stage.to_owned()),
+            ("--compat", self.compat.map_or("not set", |_| "msae").to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+}
+
+impl WritingArgs {
+    /// How an answer is written, and by what it ends.
+    pub(crate) fn options(&self, generation: &GenerationConfig, seed: u64) -> GenerationOptions {
+        let sampling = if self.temperature > 0.0 {
+            let (temperature, top_p, top_k) =
+                (self.temperature, self.top_p, self.top_k.map(NonZeroUsize::get));
+            Sampling::Sample { temperature, top_p, top_k, seed }
+        } else {
+            Sampling::Greedy
+        };
+        GenerationOptions {
+            sampling,
+            repetition_penalty: self.repetition_penalty,
+            ..GenerationOptions::greedy(self.max_new_tokens.get(), generation.eos_token_id.clone())
+        }
+    }
+
+    /// What decides an answer, by flag.
+    pub(crate) fn settings(&self) -> BTreeMap<String, String> {
+        [
+            ("--max-new-tokens", self.max_new_tokens.to_string()),
+            ("--temperature", self.temperature.to_string()),
+            ("--top-p", self.top_p.to_string()),
+            ("--top-k", self.top_k.map_or("not set".to_owned(), |k| k.to_string())),
+            ("--repetition-penalty", self.repetition_penalty.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        manner: MannerArgs,
+    }
+
+    #[test]
+    fn msae_is_a_manner_of_its_own() {
+        let plan = |flags: &str| {
+            let flags = std::iter::once("x").chain(flags.split_whitespace());
+            Flags::try_parse_from(flags).map(|flags| flags.manner.plan())
+        };
+        assert_eq!(plan("").unwrap(), Plan::default());
+        assert_eq!(plan("--compat msae").unwrap(), Plan::msae());
+        let other = plan("--where image --when prefill --drop-error --before-topk").unwrap();
+        assert_eq!(other, Plan { place: Where::Image, ..Plan::msae() });
+        assert!(plan("--compat msae --drop-error").is_err() && plan("--where sky").is_err());
+    }
+}
