@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use explain::{FeatureKey, Record};
 
-use crate::args::short_hash;
+use explain_kit::short_hash;
 
 /// Texts by feature; none where the questions are about the cache. Clones share them.
 #[derive(Clone, Debug, Default)]

@@ -10,14 +10,14 @@ use serde::Serialize;
 use stage_kit::{CommonArgs, RunManifest, UsageError, write_whole};
 
 use crate::about::Texts;
-use crate::args::{Instruction, RunArgs, ServerArgs, settings};
 use crate::engine::{self, Job, Prepared, Question};
-use crate::explanations::Explanations;
-use crate::features::FeatureArgs;
 use crate::folder::{EXPLANATIONS, Folder, Records, Stage};
 use crate::follow::{self, LABELS, PassedOver};
 use crate::gallery::{self, Gallery, GalleryArgs};
-use crate::server::Server;
+use explain_kit::Explanations;
+use explain_kit::FeatureArgs;
+use explain_kit::Server;
+use explain_kit::{Instruction, RunArgs, ServerArgs, settings};
 
 const CONSISTENCY: Stage = Stage { name: "consistency", suffix: None };
 

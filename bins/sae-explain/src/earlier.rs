@@ -1,15 +1,14 @@
-//! What an earlier run left in a folder: held against what is asked for now, or removed.
+//! What an earlier run left in a folder, removed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use chat_client::LedgerFile;
 use sae_types::HookPoint;
-use stage_kit::UsageError;
 
 use crate::folder::{EXPLANATIONS, IMAGES, Stage, run_file};
-use crate::ledgers::{Ledgers, files};
+use explain_kit::{Ledgers, files};
 
 /// Removes what an earlier run of the stage left, the manifest last: until then the folder is not taken for an empty one. Gives
 /// the ledger at `own`, empty, if there was one.
@@ -59,34 +58,4 @@ pub(crate) fn clear(folder: &Path, stage: Stage, own: &Path) -> Result<Option<Le
     }
     remove(&run_file(folder, stage))?;
     Ok(found)
-}
-
-/// Refuses settings that differ from those of the run that began the folder.
-pub(crate) fn compare(run_json: &Path, now: &BTreeMap<String, String>) -> Result<()> {
-    #[derive(serde::Deserialize)]
-    struct Then {
-        #[serde(default)]
-        settings: BTreeMap<String, String>,
-    }
-    let bytes = std::fs::read(run_json).with_context(|| format!("cannot read {}", run_json.display()))?;
-    let then: Then =
-        serde_json::from_slice(&bytes).with_context(|| format!("{} is no run.json", run_json.display()))?;
-    let names: BTreeSet<&String> = then.settings.keys().chain(now.keys()).collect();
-    let absent = "not set".to_owned();
-    let differences: Vec<String> = names
-        .into_iter()
-        .filter_map(|name| {
-            let (was, is) = (then.settings.get(name).unwrap_or(&absent), now.get(name).unwrap_or(&absent));
-            (was != is).then(|| format!("{name} was {was}, is {is}"))
-        })
-        .collect();
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let problem = format!(
-        "{} was made with other settings: {}; use the same, or another folder, or start anew with --overwrite",
-        run_json.parent().unwrap_or(run_json).display(),
-        differences.join("; ")
-    );
-    Err(UsageError::new(problem).into())
 }

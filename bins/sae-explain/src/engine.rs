@@ -15,10 +15,10 @@ use stage_kit::{Interrupt, Interrupted, Progress, RunManifest, prefetch};
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::features::Selection;
 use crate::folder::{Folder, Records};
-use crate::server::Server;
 use crate::summary::{Counters, Summary};
+use explain_kit::Selection;
+use explain_kit::Server;
 
 /// No more questions than this wait ready, whatever the concurrency: each holds its pictures.
 const MOST_AHEAD: usize = 64;

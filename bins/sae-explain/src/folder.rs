@@ -12,10 +12,11 @@ use sae_types::HookPoint;
 use stage_kit::{RunManifest, UsageError, World};
 
 use crate::about::Texts;
-use crate::args::RunArgs;
-use crate::earlier::{clear, compare};
-use crate::features::Selection;
-use crate::ledgers::{Ledgers, best_of, file_name, files};
+use crate::earlier::clear;
+use explain_kit::RunArgs;
+use explain_kit::Selection;
+use explain_kit::compare;
+use explain_kit::{Ledgers, best_of, file_name, files};
 
 /// A stage by its files.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,7 @@ pub(crate) struct Stage {
     pub(crate) suffix: Option<&'static str>,
 }
 
-pub(crate) const EXPLANATIONS: Stage = Stage { name: "explanations", suffix: Some("") };
+pub(crate) const EXPLANATIONS: Stage = Stage { name: explain_kit::EXPLANATIONS, suffix: Some("") };
 
 /// Where the pictures that were shown lie, if they are kept.
 pub(crate) const IMAGES: &str = "images";
@@ -144,7 +145,8 @@ impl Folder {
         let lock = File::open(&run_json).with_context(|| format!("cannot open {}", run_json.display()))?;
         lock.lock().with_context(|| format!("cannot lock {}", run_json.display()))?;
         let ledgers = Ledgers::read(&files(&self.path, self.stage.name)?)?;
-        let made = make(self, &mut ledgers.records(&|record| self.texts.counts(record)))?;
+        let made =
+            make(self, &mut ledgers.records(&|record| self.texts.counts(record)).map(|record| Ok(record?)))?;
         drop(lock);
         let file = match self.world {
             World { size: 1, .. } => run_json,

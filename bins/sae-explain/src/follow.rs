@@ -9,12 +9,12 @@ use serde::Serialize;
 use stage_kit::{CommonArgs, RunManifest, UsageError};
 
 use crate::about::Texts;
-use crate::args::{Instruction, RunArgs, ServerArgs, settings};
 use crate::engine::{self, Job, Prepared, Question};
-use crate::explanations::Explanations;
-use crate::features::FeatureArgs;
 use crate::folder::{EXPLANATIONS, Folder, Stage};
-use crate::server::Server;
+use explain_kit::Explanations;
+use explain_kit::FeatureArgs;
+use explain_kit::Server;
+use explain_kit::{Instruction, RunArgs, ServerArgs, settings};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct FollowArgs {

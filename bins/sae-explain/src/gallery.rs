@@ -15,8 +15,8 @@ use mm_data::{Field, OpenOptions, hub};
 use sae_types::{FeatureId, HookPoint, SampleId};
 use stage_kit::{RunManifest, UsageError, hash_file};
 
-use crate::features::Selection;
 use crate::pictures::Pictures;
+use explain_kit::Selection;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct GalleryArgs {

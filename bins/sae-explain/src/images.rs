@@ -7,13 +7,13 @@ use explain::{FeatureKey, Outcome, parse, prompt};
 use stage_kit::{CommonArgs, RunManifest};
 
 use crate::about::Texts;
-use crate::args::{Instruction, RunArgs, ServerArgs, settings};
 use crate::engine::{self, Job, Prepared, Question};
-use crate::features::FeatureArgs;
 use crate::folder::{EXPLANATIONS, Folder, IMAGES};
 use crate::gallery::{self, Gallery, GalleryArgs};
-use crate::server::Server;
 use crate::summary::Nothing;
+use explain_kit::FeatureArgs;
+use explain_kit::Server;
+use explain_kit::{Instruction, RunArgs, ServerArgs, settings};
 
 pub(crate) const EXAMPLE: &str = "\
 Example, with LLaVA-OneVision behind SGLang, and again after a kill:

@@ -1,19 +1,14 @@
 //! Let a larger multimodal model explain a sparse autoencoder's features, through any OpenAI-compatible server.
 
 mod about;
-mod args;
 mod consistency;
 mod earlier;
 mod engine;
-mod explanations;
-mod features;
 mod folder;
 mod follow;
 mod gallery;
 mod images;
-mod ledgers;
 mod pictures;
-mod server;
 mod summary;
 mod text;
 

@@ -11,7 +11,7 @@ use explain::{Outcome, Record};
 use serde::Serialize;
 use stage_kit::RunManifest;
 
-use crate::server::Server;
+use explain_kit::Server;
 
 /// What became of the features so far.
 #[derive(Debug, Default)]

@@ -15,13 +15,13 @@ use sae_types::HookPoint;
 use stage_kit::{CommonArgs, RunManifest, hash_bytes, hash_file};
 
 use crate::about::Texts;
-use crate::args::{Instruction, RunArgs, ServerArgs, settings};
 use crate::engine::{self, Job, Prepared, Question};
-use crate::features::{FeatureArgs, Selection};
 use crate::folder::{EXPLANATIONS, Folder};
 use crate::gallery::{self, Picks};
-use crate::server::Server;
 use crate::summary::Nothing;
+use explain_kit::Server;
+use explain_kit::{FeatureArgs, Selection};
+use explain_kit::{Instruction, RunArgs, ServerArgs, settings};
 
 pub(crate) const EXAMPLE: &str = "\
 Example:

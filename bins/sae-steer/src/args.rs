@@ -22,9 +22,6 @@ pub(crate) struct ModelArgs {
     /// Sparse autoencoders: a folder of HOOKPOINT/{cfg.json,sae.safetensors} or a Hub id
     #[arg(long)]
     pub(crate) sae: String,
-    /// The hook point to steer at, where there are several autoencoders
-    #[arg(long)]
-    pub(crate) hookpoint: Option<HookPoint>,
     #[command(flatten)]
     pub(crate) precision: PrecisionArgs,
     #[command(flatten)]
@@ -100,11 +97,11 @@ pub(crate) struct Steered {
 }
 
 impl ModelArgs {
-    /// Opens both.
-    pub(crate) fn open(&self, manner: &MannerArgs) -> Result<Steered> {
+    /// Opens both, of the autoencoders that at `hookpoint` or else all.
+    pub(crate) fn open(&self, hookpoint: Option<&HookPoint>, manner: &MannerArgs) -> Result<Steered> {
         let root = hub::resolve(&self.sae, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
         let mut folders = Sae::find(&root)?;
-        if let Some(hook) = &self.hookpoint {
+        if let Some(hook) = hookpoint {
             let known = folders.keys().map(HookPoint::as_str).collect::<Vec<_>>().join(", ");
             folders.retain(|known, _| known == hook);
             if folders.is_empty() {
@@ -185,8 +182,10 @@ impl WritingArgs {
     }
 
     /// What decides an answer, by flag.
-    pub(crate) fn settings(&self) -> BTreeMap<String, String> {
+    pub(crate) fn settings(&self, seed: u64) -> BTreeMap<String, String> {
+        let seed = if self.temperature > 0.0 { seed.to_string() } else { "of no account".to_owned() };
         [
+            ("--seed", seed),
             ("--max-new-tokens", self.max_new_tokens.to_string()),
             ("--temperature", self.temperature.to_string()),
             ("--top-p", self.top_p.to_string()),

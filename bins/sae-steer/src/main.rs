@@ -2,7 +2,14 @@
 
 mod answering;
 mod args;
+mod judge;
+mod prompts;
+mod published;
+mod record;
 mod run;
+mod store;
+mod sweep;
+mod table;
 
 use std::process::ExitCode;
 
@@ -24,6 +31,12 @@ enum Command {
     /// Answer one prompt as the model is and steered, and show both
     #[command(after_help = run::EXAMPLE)]
     Run(Box<run::SteerArgs>),
+    /// Change features one by one, at several strengths and on several prompts, and measure what that moves
+    #[command(after_help = sweep::EXAMPLE)]
+    Sweep(Box<sweep::SweepArgs>),
+    /// Let a model sort what each change of a sweep did: none, mention, reasoning, unrelated
+    #[command(after_help = judge::EXAMPLE)]
+    Judge(Box<judge::JudgeArgs>),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +45,8 @@ fn main() -> ExitCode {
         args.common.init_logging();
         match &args.command {
             Command::Run(run) => run::run(run, &args.common),
+            Command::Sweep(sweep) => sweep::run(sweep, &args.common),
+            Command::Judge(judge) => judge::run(judge, &args.common),
         }
     })
 }

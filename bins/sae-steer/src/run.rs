@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use lmm_hooks::Hooks;
+use sae_types::HookPoint;
 use serde::Serialize;
 use stage_kit::{CommonArgs, UsageError};
 use steering::{Change, Mode, Plan, Steerable, Target};
@@ -24,6 +25,9 @@ docs/steering.md says what the modes do.";
 pub(crate) struct SteerArgs {
     #[command(flatten)]
     model: ModelArgs,
+    /// The hook point to steer at, where there are several autoencoders
+    #[arg(long)]
+    hookpoint: Option<HookPoint>,
     /// What to ask
     #[arg(short, long)]
     text: String,
@@ -75,7 +79,7 @@ pub(crate) fn run(args: &SteerArgs, common: &CommonArgs) -> Result<()> {
     if common.world()?.size > 1 {
         return Err(UsageError::new("sae-steer run is one process: leave --world-size at 1").into());
     }
-    let steered = args.model.open(&args.manner)?;
+    let steered = args.model.open(args.hookpoint.as_ref(), &args.manner)?;
     let plan = plan(args, steered.steerer.steerable())?;
     let images = args.image.as_deref().map(read_image).transpose()?;
     let processor = &steered.model.processor;

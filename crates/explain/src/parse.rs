@@ -117,6 +117,48 @@ pub fn verdict(text: &str, is_whole: bool) -> Answer {
     })
 }
 
+/// What a feature's steering did to an answer, by the name judges call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SteeringEffect {
+    /// Nothing that matters: both answers say the same.
+    None,
+    /// What the feature is about is named.
+    Mention,
+    /// What the feature is about shapes the answer without being named, or what is said follows from it.
+    Reasoning,
+    /// The answer changed in a way that has nothing to do with the feature.
+    Unrelated,
+}
+
+impl SteeringEffect {
+    /// All of them, as multimodal-sae numbers them from 1.
+    pub const ALL: [Self; 4] = [Self::None, Self::Mention, Self::Reasoning, Self::Unrelated];
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Mention => "mention",
+            Self::Reasoning => "reasoning",
+            Self::Unrelated => "unrelated",
+        }
+    }
+}
+
+/// Reads a [`SteeringEffect`]: exactly one of the four is named in the first line behind the last `[ANSWER]`, or the answer, if it
+/// is whole, is that word and no more.
+pub fn steering_effect(text: &str, is_whole: bool) -> Answer {
+    word(text, is_whole, |line| {
+        let line = line.to_lowercase();
+        let words: Vec<&str> = line.split(|c: char| !c.is_alphabetic()).collect();
+        let mut named = SteeringEffect::ALL.iter().filter(|effect| words.contains(&effect.name()));
+        match (named.next(), named.next()) {
+            (Some(one), None) => Some(one.name().to_owned()),
+            _ => None,
+        }
+    })
+}
+
 /// An answer of one word. Without a marker no other word may be there: of a sentence it cannot be told what it says.
 fn word(text: &str, is_whole: bool, read: impl Fn(&str) -> Option<String>) -> Answer {
     let line = if let Some(Behind { rest, .. }) = behind(text, ANSWER_MARKER) {
@@ -219,6 +261,22 @@ mod tests {
 
     fn given(text: &str) -> Answer {
         Answer::Given(text.to_owned())
+    }
+
+    #[test]
+    fn effects_are_one_of_four_words() {
+        for (text, effect) in [
+            ("Both tell of a dog.\n[ANSWER]: Mention", "mention"),
+            ("**[ANSWER]: none.**", "none"),
+            ("Unrelated.", "unrelated"),
+            ("[answer] reasoning, since greed follows from eating", "reasoning"),
+        ] {
+            assert_eq!(steering_effect(text, true), Answer::Given(effect.to_owned()), "{text}");
+        }
+        for text in ["[ANSWER]: none or mention", "There is none.", "[ANSWER]: 2", ""] {
+            assert_eq!(steering_effect(text, true), Answer::Unparsed, "{text}");
+        }
+        assert_eq!(steering_effect("none", false), Answer::Unparsed);
     }
 
     #[test]

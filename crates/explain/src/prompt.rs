@@ -7,6 +7,9 @@ use crate::parse::{ANSWER_MARKER, EXPLANATION_MARKER, UNABLE};
 
 /// Stands in instructions for the explanation that is asked about.
 const EXPLANATION: &str = "{explanation}";
+/// Stand in instructions for an answer before and after steering.
+const ORIGINAL: &str = "{original}";
+const STEERED: &str = "{steered}";
 /// Stands in instructions for examples of text.
 const EXAMPLES: &str = "{examples}";
 
@@ -122,6 +125,52 @@ pub fn judge_instruction() -> String {
     )
 }
 
+/// Instructions for sorting what steering did to an answer into one of four [effects](crate::parse::SteeringEffect).
+pub fn steering_instruction() -> String {
+    format!(
+        "A model was asked the same thing twice. The second time one of the features inside it was turned up. What that feature is \
+         about:\n\
+         {EXPLANATION}\n\n\
+         The answer without it:\n\
+         <<<\n{ORIGINAL}\n>>>\n\n\
+         The answer with it:\n\
+         <<<\n{STEERED}\n>>>\n\n\
+         Compare the two and say what turning the feature up did:\n\
+         none: both say the same, if in other words\n\
+         mention: the second names what the feature is about, or something of that kind, and the first does not\n\
+         reasoning: the second does not name it, but tells something that follows from it or is a figure for it\n\
+         unrelated: the second says something else, or makes no sense, and nothing in it has to do with the feature\n\
+         Choose exactly one. Answer with one line of this form:\n\
+         {ANSWER_MARKER}: the word"
+    )
+}
+
+/// Instructions with an explanation, an answer before steering and one after it in the places of `{explanation}`, `{original}` and
+/// `{steered}`, or after them where they have no such place.
+pub fn about_steering(
+    explanation: &str,
+    original: &str,
+    steered: &str,
+    instruction: &str,
+) -> Vec<ChatMessage> {
+    // Filled one after the other from the instructions alone: an answer may hold braces.
+    let places = [(EXPLANATION, explanation), (ORIGINAL, original), (STEERED, steered)];
+    let mut text = String::with_capacity(instruction.len() + original.len() + steered.len());
+    let mut rest = instruction;
+    while let Some((at, place, filling)) =
+        places.iter().filter_map(|&(place, filling)| Some((rest.find(place)?, place, filling))).min()
+    {
+        text.push_str(&rest[..at]);
+        text.push_str(filling);
+        rest = &rest[at + place.len()..];
+    }
+    text.push_str(rest);
+    for (place, filling) in places.iter().filter(|(place, _)| !instruction.contains(place)) {
+        text = format!("{}\n\n{}:\n{filling}", text.trim_end(), place.trim_matches(['{', '}']));
+    }
+    vec![ChatMessage::user(text)]
+}
+
 /// Pictures, then the instructions.
 pub fn about_pictures(pictures: impl IntoIterator<Item = Image>, instruction: &str) -> Vec<ChatMessage> {
     let message = ChatMessage { role: Role::User, content: Vec::new() };
@@ -160,6 +209,19 @@ mod tests {
     use chat_client::Content;
 
     use super::*;
+
+    #[test]
+    fn answers_are_shown_as_they_are() {
+        let text = |messages: Vec<ChatMessage>| match &messages[0].content[..] {
+            [Content::Text(text)] => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        let full = text(about_steering("trains", "a {steered} dog", "a train", &steering_instruction()));
+        assert!(full.contains("\ntrains\n") && full.contains("<<<\na {steered} dog\n>>>"), "{full}");
+        assert!(full.contains("<<<\na train\n>>>"), "{full}");
+        let short = text(about_steering("trains", "a", "b", "Which? {explanation}\n"));
+        assert_eq!(short, "Which? trains\n\noriginal:\na\n\nsteered:\nb");
+    }
 
     #[test]
     fn pictures_come_first_and_counterexamples_are_told() {

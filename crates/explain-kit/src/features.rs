@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
 use explain::FeatureKey;
 use sae_types::{FeatureId, Filters, HookPoint};
 use stage_kit::World;
 
+use crate::ExplainKitError;
+
+/// Which features a run is about: flatten it into a binary's arguments.
 #[derive(Debug, clap::Args)]
-pub(crate) struct FeatureArgs {
+pub struct FeatureArgs {
     /// Only these hook points; default: all there are
     #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "HOOKPOINT", help_heading = "Features")]
     hookpoints: Vec<HookPoint>,
@@ -43,31 +45,39 @@ impl std::str::FromStr for Features {
 
 /// What the flags ask for.
 #[derive(Debug)]
-pub(crate) struct Wanted<'a> {
+pub struct Wanted<'a> {
     args: &'a FeatureArgs,
     filters: Option<Filters>,
 }
 
 impl FeatureArgs {
     /// Reads the filters.
-    pub(crate) fn wanted(&self) -> Result<Wanted<'_>> {
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn wanted(&self) -> Result<Wanted<'_>, ExplainKitError> {
         Ok(Wanted { args: self, filters: self.filters.as_deref().map(read_filters).transpose()? })
     }
 }
 
 impl Wanted<'_> {
     /// The features asked for among those there are, hook point by hook point, and of them a worker's share: every `size`-th.
-    pub(crate) fn among<'h>(
+    ///
+    /// # Errors
+    /// When a hook point is asked for that is not there, or nothing is chosen.
+    pub fn among<'h>(
         &self,
         there: impl Iterator<Item = (&'h HookPoint, Vec<FeatureId>)>,
         world: World,
-    ) -> Result<Selection> {
+    ) -> Result<Selection, ExplainKitError> {
         let there: Vec<_> = there.collect();
         let known: BTreeSet<&HookPoint> = there.iter().map(|(hook, _)| *hook).collect();
         let named = self.args.hookpoints.iter().chain(self.filters.iter().flat_map(Filters::hooks));
         for hook in named {
-            let names: Vec<&str> = known.iter().map(|hook| hook.as_str()).collect();
-            ensure!(known.contains(hook), "there is nothing of {hook}: there are {}", names.join(", "));
+            if !known.contains(hook) {
+                let known = known.into_iter().cloned().collect();
+                return Err(ExplainKitError::UnknownHook { hook: hook.clone(), known });
+            }
         }
         let mut at = 0;
         let mut selection = Selection(Vec::new());
@@ -80,7 +90,9 @@ impl Wanted<'_> {
             });
             selection.0.push((hook.clone(), share));
         }
-        ensure!(at > 0, "the flags choose none of the features there are");
+        if at == 0 {
+            return Err(ExplainKitError::NothingChosen);
+        }
         Ok(selection)
     }
 
@@ -97,31 +109,42 @@ impl Wanted<'_> {
 
 /// Features, by hook point.
 #[derive(Debug)]
-pub(crate) struct Selection(Vec<(HookPoint, Vec<FeatureId>)>);
+pub struct Selection(Vec<(HookPoint, Vec<FeatureId>)>);
 
 impl Selection {
-    pub(crate) fn len(&self) -> usize {
+    /// How many.
+    pub fn len(&self) -> usize {
         self.0.iter().map(|(_, features)| features.len()).sum()
     }
 
+    /// Whether there is none, which a worker's share can be.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The hook points with features.
-    pub(crate) fn hooks(&self) -> impl Iterator<Item = &HookPoint> {
+    pub fn hooks(&self) -> impl Iterator<Item = &HookPoint> {
         self.0.iter().filter(|(_, features)| !features.is_empty()).map(|(hook, _)| hook)
     }
 
-    pub(crate) fn keys(self) -> impl Iterator<Item = FeatureKey> {
+    /// All of them, in order.
+    pub fn keys(self) -> impl Iterator<Item = FeatureKey> {
         self.0.into_iter().flat_map(|(hook, features)| {
             features.into_iter().map(move |feature| FeatureKey { hook: hook.clone(), feature })
         })
     }
 }
 
-fn read_filters(path: &Path) -> Result<Filters> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read filters {}", path.display()))?;
-    let filters: Filters =
-        serde_json::from_str(&text).with_context(|| format!("{} is no filters file", path.display()))?;
-    ensure!(!filters.is_empty(), "{} names no hook point", path.display());
+fn read_filters(path: &Path) -> Result<Filters, ExplainKitError> {
+    let bytes = std::fs::read(path).map_err(ExplainKitError::io(path))?;
+    let filters: Filters = serde_json::from_slice(&bytes).map_err(|source| ExplainKitError::Json {
+        path: path.to_owned(),
+        expected: "filters file",
+        source,
+    })?;
+    if filters.is_empty() {
+        return Err(ExplainKitError::EmptyFilters { path: path.to_owned() });
+    }
     Ok(filters)
 }
 

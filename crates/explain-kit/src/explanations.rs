@@ -3,38 +3,47 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
 use explain::parse::Answer;
 use explain::{FeatureKey, Outcome, Published, parse, read_published};
 use sae_types::{FeatureId, HookPoint};
 
-use crate::folder::EXPLANATIONS;
+use crate::ExplainKitError;
 use crate::ledgers::{Ledgers, files};
+
+/// The stage whose ledgers are explanations.
+pub const EXPLANATIONS: &str = "explanations";
 
 /// Texts by feature, all in memory: some hundred bytes each.
 #[derive(Debug, Default)]
-pub(crate) struct Explanations {
-    pub(crate) texts: BTreeMap<FeatureKey, String>,
+pub struct Explanations {
+    /// The texts.
+    pub texts: BTreeMap<FeatureKey, String>,
     /// How many features have none because the model was unable to say anything.
-    pub(crate) unable: u64,
+    pub unable: u64,
     /// How many have none for another reason.
-    pub(crate) without: u64,
+    pub without: u64,
 }
 
 impl Explanations {
     /// Reads a ledger, a published file, or a folder with ledgers of `stage` or else with published files.
-    pub(crate) fn open(path: &Path, stage: &str) -> Result<Self> {
-        ensure!(path.exists(), "{} does not exist", path.display());
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn open(path: &Path, stage: &str) -> Result<Self, ExplainKitError> {
+        if !path.exists() {
+            return Err(ExplainKitError::Missing { path: path.to_owned() });
+        }
         let mut read = Self::default();
         if path.is_dir() {
             let ledgers = files(path, stage)?;
             if ledgers.is_empty() {
                 let published = published_files(path, stage)?;
-                ensure!(
-                    !published.is_empty(),
-                    "{} holds neither {stage}.jsonl nor a file such as model_layers_24.json: name the file",
-                    path.display()
-                );
+                if published.is_empty() {
+                    return Err(ExplainKitError::NoExplanations {
+                        path: path.to_owned(),
+                        stage: stage.to_owned(),
+                    });
+                }
                 for (file, published) in published {
                     read.published(&file, published);
                 }
@@ -44,9 +53,11 @@ impl Explanations {
         } else if path.extension().is_some_and(|extension| extension == "jsonl") {
             read.ledgers(&[path.to_owned()])?;
         } else {
-            read.published(path, read_published(path)?);
+            read.published(path, read_published(path).map_err(ExplainKitError::Published)?);
         }
-        ensure!(!read.texts.is_empty(), "{} holds no text of any feature", path.display());
+        if read.texts.is_empty() {
+            return Err(ExplainKitError::NoTexts { path: path.to_owned() });
+        }
         if read.unable + read.without > 0 {
             tracing::info!(
                 "{} features are passed over: of {} the model had nothing to say, {} have no text for another reason",
@@ -58,7 +69,7 @@ impl Explanations {
         Ok(read)
     }
 
-    fn ledgers(&mut self, files: &[PathBuf]) -> Result<()> {
+    fn ledgers(&mut self, files: &[PathBuf]) -> Result<(), ExplainKitError> {
         for record in Ledgers::read(files)?.records(&|_| true) {
             let record = record?;
             let key = record.key();
@@ -96,7 +107,7 @@ impl Explanations {
     }
 
     /// The features with a text, by hook point.
-    pub(crate) fn features(&self) -> Vec<(&HookPoint, Vec<FeatureId>)> {
+    pub fn features(&self) -> Vec<(&HookPoint, Vec<FeatureId>)> {
         let keys: Vec<&FeatureKey> = self.texts.keys().collect();
         let of_hook = |keys: &[&FeatureKey]| keys.iter().map(|key| key.feature).collect();
         keys.chunk_by(|a, b| a.hook == b.hook).map(|keys| (&keys[0].hook, of_hook(keys))).collect::<Vec<_>>()
@@ -105,11 +116,11 @@ impl Explanations {
 
 /// The published files of a stage in a folder: those named after the hook point whose features they hold,
 /// `model_layers_24.json`, or of what was made of them `model_layers_24_labels.json`.
-fn published_files(folder: &Path, stage: &str) -> Result<Vec<(PathBuf, Published)>> {
-    let suffix = if stage == EXPLANATIONS.name { String::new() } else { format!("_{stage}") };
+fn published_files(folder: &Path, stage: &str) -> Result<Vec<(PathBuf, Published)>, ExplainKitError> {
+    let suffix = if stage == EXPLANATIONS { String::new() } else { format!("_{stage}") };
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
+    for entry in std::fs::read_dir(folder).map_err(ExplainKitError::io(folder))? {
+        let path = entry.map_err(ExplainKitError::io(folder))?.path();
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if path.extension().is_none_or(|extension| extension != "json") || !stem.ends_with(&suffix) {
             continue;

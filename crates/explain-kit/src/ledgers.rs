@@ -3,26 +3,30 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
 use chat_client::Ledger;
 use explain::{FeatureKey, Outcome, Record};
 use stage_kit::World;
 
+use crate::ExplainKitError;
+
 /// The file of a worker: `explanations.jsonl`, or `explanations.rank-0.jsonl` of several.
-pub(crate) fn file_name(stage: &str, world: World) -> String {
+pub fn file_name(stage: &str, world: World) -> String {
     if world.size == 1 { format!("{stage}.jsonl") } else { format!("{stage}.rank-{}.jsonl", world.rank) }
 }
 
-/// The ledgers of a stage that a folder holds, in the order of their names.
-pub(crate) fn files(folder: &Path, stage: &str) -> Result<Vec<PathBuf>> {
+/// The ledgers of a stage that a folder holds, in the order of their names; none where there is no folder.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn files(folder: &Path, stage: &str) -> Result<Vec<PathBuf>, ExplainKitError> {
     let mut found = Vec::new();
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", folder.display())),
+        Err(error) => return Err(ExplainKitError::io(folder)(error)),
     };
     for entry in entries {
-        let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
+        let path = entry.map_err(ExplainKitError::io(folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let rest = name.strip_prefix(stage).and_then(|rest| rest.strip_suffix(".jsonl"));
         let is_rank = |rest: &str| {
@@ -39,17 +43,27 @@ pub(crate) fn files(folder: &Path, stage: &str) -> Result<Vec<PathBuf>> {
 
 /// Ledgers read as one. Of several records of a feature the one that says most counts.
 #[derive(Debug, Default)]
-pub(crate) struct Ledgers(Vec<Ledger<FeatureKey, Record>>);
+pub struct Ledgers(Vec<Ledger<FeatureKey, Record>>);
 
 impl Ledgers {
     /// Reads files, which other processes may be writing.
-    pub(crate) fn read(files: &[PathBuf]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn read(files: &[PathBuf]) -> Result<Self, ExplainKitError> {
         let read = |path: &PathBuf| Ok(Ledger::read(path, Record::key)?);
-        files.iter().map(read).collect::<Result<_>>().map(Self)
+        files.iter().map(read).collect::<Result<_, _>>().map(Self)
     }
 
     /// The record of a feature, if it has one that counts.
-    pub(crate) fn get(&self, key: &FeatureKey, counts: &dyn Fn(&Record) -> bool) -> Result<Option<Record>> {
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn get(
+        &self,
+        key: &FeatureKey,
+        counts: &dyn Fn(&Record) -> bool,
+    ) -> Result<Option<Record>, ExplainKitError> {
         let mut best: Option<Record> = None;
         for ledger in &self.0 {
             best = best_of(best, ledger.get(key)?.filter(counts));
@@ -58,14 +72,20 @@ impl Ledgers {
     }
 
     /// All records that count, ascending by feature, each read as it comes.
-    pub(crate) fn records(&self, counts: &dyn Fn(&Record) -> bool) -> impl Iterator<Item = Result<Record>> {
+    ///
+    /// # Errors
+    /// A record is an error where it cannot be read.
+    pub fn records(
+        &self,
+        counts: &dyn Fn(&Record) -> bool,
+    ) -> impl Iterator<Item = Result<Record, ExplainKitError>> {
         let keys: BTreeSet<&FeatureKey> = self.0.iter().flat_map(Ledger::keys).collect();
         keys.into_iter().filter_map(move |key| self.get(key, counts).transpose())
     }
 }
 
 /// The record that says more, of equal ones the later.
-pub(crate) fn best_of(one: Option<Record>, other: Option<Record>) -> Option<Record> {
+pub fn best_of(one: Option<Record>, other: Option<Record>) -> Option<Record> {
     let worth = |record: &Record| match record.outcome {
         Outcome::Answered(_) | Outcome::Unable => 3,
         Outcome::Unparsed => 2,

@@ -1,100 +1,106 @@
-//! The flags that all subcommands share.
+//! The flags of what asks a server, and what of them decides an answer.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use stage_kit::{UsageError, hash_bytes};
+use stage_kit::hash_bytes;
+
+use crate::ExplainKitError;
 
 /// How many digits of a hash a ledger's lines hold.
 const SHORT: usize = 16;
 
+/// The server that is asked, and how.
 #[derive(Debug, clap::Args)]
-pub(crate) struct ServerArgs {
+pub struct ServerArgs {
     /// OpenAI-compatible server, up to and with /v1
     #[arg(long, default_value = "http://127.0.0.1:30000/v1", help_heading = "Server")]
-    pub(crate) endpoint: String,
+    pub endpoint: String,
     /// The model's name on the server; default: the only one it lists
     #[arg(long, help_heading = "Server")]
-    pub(crate) explainer: Option<String>,
+    pub explainer: Option<String>,
     /// Environment variable that holds the API key, if the server wants one
     #[arg(long, default_value = "OPENAI_API_KEY", help_heading = "Server")]
-    pub(crate) api_key_env: String,
+    pub api_key_env: String,
     /// Requests on their way at once
     #[arg(long, default_value_t = NonZeroUsize::new(8).expect("8 is not 0"), help_heading = "Server")]
-    pub(crate) concurrency: NonZeroUsize,
+    pub concurrency: NonZeroUsize,
     /// Requests started per minute; default: no limit
     #[arg(long, help_heading = "Server")]
-    pub(crate) requests_per_minute: Option<NonZeroUsize>,
+    pub requests_per_minute: Option<NonZeroUsize>,
     /// Seconds to wait for an answer
     #[arg(long, default_value_t = 300.0, value_parser = seconds, help_heading = "Server")]
-    pub(crate) timeout: f64,
+    pub timeout: f64,
     /// Seconds to wait for a server that is gone to come back
     #[arg(long, default_value_t = 600.0, value_parser = seconds, help_heading = "Server")]
-    pub(crate) patience: f64,
+    pub patience: f64,
     /// Tries per request before its failure is recorded
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Server")]
-    pub(crate) attempts: u32,
+    pub attempts: u32,
     /// Price of a million tokens of prompts, in any currency
     #[arg(long, requires = "price_completion", value_parser = amount, help_heading = "Server")]
-    pub(crate) price_prompt: Option<f64>,
+    pub price_prompt: Option<f64>,
     /// Price of a million tokens of answers
     #[arg(long, requires = "price_prompt", value_parser = amount, help_heading = "Server")]
-    pub(crate) price_completion: Option<f64>,
+    pub price_completion: Option<f64>,
     /// Longest answer, in tokens
     #[arg(long, default_value_t = 512, help_heading = "Server")]
-    pub(crate) max_tokens: u32,
+    pub max_tokens: u32,
     /// 0 for the likeliest answer
     #[arg(long, default_value_t = 0.0, value_parser = amount, help_heading = "Server")]
-    pub(crate) temperature: f64,
+    pub temperature: f64,
     /// How often to ask before an answer that cannot be read is recorded as such; from the second time on at a temperature of
     /// 0.7 at least
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Server")]
-    pub(crate) asks: u32,
+    pub asks: u32,
     /// File with instructions of your own. They follow the pictures, and nothing is added to them: of counterexamples (images
     /// --negatives) they must tell themselves. Replaced in them are {examples} by text, {explanation} by the stages that follow.
     /// Answers are read behind a marker: `[EXPLANATION]` for images and text, `[ANSWER]` for the others; label and consistency
     /// also take an answer that is the one word and no more
     #[arg(long, value_name = "FILE", help_heading = "Server")]
-    pub(crate) prompt: Option<PathBuf>,
+    pub prompt: Option<PathBuf>,
 }
 
+/// What to do with what an earlier run left.
 #[derive(Debug, clap::Args)]
-pub(crate) struct RunArgs {
+pub struct RunArgs {
     /// Go on with what the folder holds, if anything: only what is missing is asked
     #[arg(long)]
-    pub(crate) resume: bool,
+    pub resume: bool,
     /// Remove what the folder holds of this stage and start anew
     #[arg(long, conflicts_with = "resume")]
-    pub(crate) overwrite: bool,
+    pub overwrite: bool,
     /// With --resume, ask again what failed or could not be read
     #[arg(long, requires = "resume")]
-    pub(crate) retry_failed: bool,
+    pub retry_failed: bool,
 }
 
 /// The start of a text's hash, for a ledger's lines.
-pub(crate) fn short_hash(text: &str) -> String {
+pub fn short_hash(text: &str) -> String {
     hash_bytes(text.as_bytes())[..SHORT].to_owned()
 }
 
 /// Instructions, and the hash they are told apart by.
 #[derive(Clone, Debug)]
-pub(crate) struct Instruction {
-    pub(crate) text: String,
+pub struct Instruction {
+    /// The words.
+    pub text: String,
     sha256: String,
 }
 
 impl Instruction {
     /// The user's own, or else those given.
-    pub(crate) fn of(server: &ServerArgs, default: String) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When the user's file cannot be read, or is empty.
+    pub fn of(server: &ServerArgs, default: String) -> Result<Self, ExplainKitError> {
         let text = match &server.prompt {
             None => default,
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read the instructions {}", path.display()))?;
+                let text = std::fs::read_to_string(path).map_err(ExplainKitError::io(path))?;
                 if text.trim().is_empty() {
-                    return Err(UsageError::new(format!("{} holds no instructions", path.display())).into());
+                    return Err(ExplainKitError::usage(format!("{} holds no instructions", path.display())));
                 }
                 text
             }
@@ -104,13 +110,13 @@ impl Instruction {
     }
 
     /// The start of the hash, for a ledger's lines.
-    pub(crate) fn short_hash(&self) -> String {
+    pub fn short_hash(&self) -> String {
         self.sha256[..SHORT].to_owned()
     }
 }
 
 /// What decides an answer, by flag, beyond what a stage shows. The seed is among it where it may matter.
-pub(crate) fn settings(
+pub fn settings(
     server: &ServerArgs,
     model: &str,
     instruction: &Instruction,

@@ -2,16 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
 use chat_client::{
     ApiKey, ChatClient, ChatError, ChatMessage, ChatRequest, ClientOptions, FinishReason, Prices,
     RetryPolicy, Totals,
 };
 use explain::parse::Answer;
 use explain::{Asked, Outcome};
-use stage_kit::UsageError;
 use tokio::runtime::Runtime;
 
+use crate::ExplainKitError;
 use crate::args::ServerArgs;
 
 /// The temperature from the second time on that the same is asked: at 0 the same words would come again.
@@ -19,9 +18,12 @@ const AGAIN: f64 = 0.7;
 /// How long to wait before looking again for a server that is not there yet.
 const ASK_PAUSE: Duration = Duration::from_secs(1);
 
-pub(crate) struct Server {
+/// The model that is asked.
+#[derive(Debug)]
+pub struct Server {
     client: ChatClient,
-    pub(crate) model: String,
+    /// Its name.
+    pub model: String,
     temperature: f64,
     max_tokens: u32,
     asks: u32,
@@ -30,7 +32,10 @@ pub(crate) struct Server {
 
 impl Server {
     /// Finds the server, for which it waits, and the model on it.
-    pub(crate) fn connect(args: &ServerArgs, seed: u64, runtime: &Runtime) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When it does not come, or has not the model.
+    pub fn connect(args: &ServerArgs, seed: u64, runtime: &Runtime) -> Result<Self, ExplainKitError> {
         let prices = args.price_prompt.zip(args.price_completion);
         let options = ClientOptions {
             key: ApiKey::from_env(&args.api_key_env),
@@ -42,8 +47,8 @@ impl Server {
             prices: prices.map(|(prompt, completion)| Prices { prompt, completion }),
             ..ClientOptions::new(&args.endpoint)
         };
-        let client =
-            ChatClient::new(options).map_err(|error| UsageError::new(format!("--endpoint: {error}")))?;
+        let client = ChatClient::new(options)
+            .map_err(|error| ExplainKitError::usage(format!("--endpoint: {error}")))?;
         let model = model(args, runtime.block_on(listed(args, &client)))?;
         Ok(Self {
             client,
@@ -56,7 +61,7 @@ impl Server {
     }
 
     /// What was sent and answered so far.
-    pub(crate) fn totals(&self) -> Totals {
+    pub fn totals(&self) -> Totals {
         self.client.totals()
     }
 
@@ -64,7 +69,7 @@ impl Server {
     ///
     /// # Errors
     /// When every other question would fail as well.
-    pub(crate) async fn ask(
+    pub async fn ask(
         &self,
         messages: Vec<ChatMessage>,
         prompt: String,
@@ -159,7 +164,7 @@ async fn listed(args: &ServerArgs, client: &ChatClient) -> Result<Vec<String>, C
 }
 
 /// The model's name: as asked for, or the only one there is.
-fn model(args: &ServerArgs, listed: Result<Vec<String>, ChatError>) -> Result<String> {
+fn model(args: &ServerArgs, listed: Result<Vec<String>, ChatError>) -> Result<String, ExplainKitError> {
     let listed = match (listed, &args.explainer) {
         (Ok(listed), _) => listed,
         // Not every server lists its models, or to every key; one that answers may know the name.
@@ -182,24 +187,26 @@ fn model(args: &ServerArgs, listed: Result<Vec<String>, ChatError>) -> Result<St
                 }
                 Some(_) => "the server does not list its models: name one with --explainer".to_owned(),
             };
-            return Err(error).context(advice);
+            return Err(ExplainKitError::Server { advice, source: Box::new(error) });
         }
-        (Err(error), _) => return Err(error.into()),
+        (Err(error), _) => {
+            let advice = format!("cannot ask {} for its models", args.endpoint);
+            return Err(ExplainKitError::Server { advice, source: Box::new(error) });
+        }
     };
     let names = || listed.join(", ");
     match (&args.explainer, listed.as_slice()) {
         (Some(name), _) if listed.contains(name) => Ok(name.clone()),
         (Some(name), []) => Ok(name.clone()),
-        (Some(name), _) => {
-            Err(UsageError::new(format!("the server has no model {name:?}; --explainer may be: {}", names()))
-                .into())
-        }
+        (Some(name), _) => Err(ExplainKitError::usage(format!(
+            "the server has no model {name:?}; --explainer may be: {}",
+            names()
+        ))),
         (None, [one]) => Ok(one.clone()),
-        (None, []) => bail!("the server lists no model: name one with --explainer"),
-        (None, _) => Err(UsageError::new(format!(
+        (None, []) => Err(ExplainKitError::NoModel),
+        (None, _) => Err(ExplainKitError::usage(format!(
             "the server has several models: add --explainer, one of {}",
             names()
-        ))
-        .into()),
+        ))),
     }
 }
