@@ -61,7 +61,7 @@ pub(crate) struct MannerArgs {
     #[arg(
         long,
         value_enum,
-        conflicts_with_all = ["place", "time", "keep_error", "drop_error", "before_topk"],
+        conflicts_with_all = ["mode", "place", "time", "keep_error", "drop_error", "before_topk"],
         help_heading = "Steering"
     )]
     pub(crate) compat: Option<Compat>,
@@ -97,17 +97,18 @@ pub(crate) struct Steered {
 }
 
 impl ModelArgs {
-    /// Opens both, of the autoencoders that at `hookpoint` or else all.
-    pub(crate) fn open(&self, hookpoint: Option<&HookPoint>, manner: &MannerArgs) -> Result<Steered> {
+    /// Opens both, of the autoencoders those that are wanted.
+    pub(crate) fn open(&self, wanted: impl Fn(&HookPoint) -> bool, manner: &MannerArgs) -> Result<Steered> {
         let root = hub::resolve(&self.sae, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
         let mut folders = Sae::find(&root)?;
-        if let Some(hook) = hookpoint {
-            let known = folders.keys().map(HookPoint::as_str).collect::<Vec<_>>().join(", ");
-            folders.retain(|known, _| known == hook);
-            if folders.is_empty() {
-                let problem = format!("--hookpoint {hook}: {} has {known}", root.display());
-                return Err(UsageError::new(problem).into());
-            }
+        let known = folders.keys().map(HookPoint::as_str).collect::<Vec<_>>().join(", ");
+        folders.retain(|hook, _| wanted(hook));
+        if folders.is_empty() {
+            let problem = format!(
+                "none of the hook points asked for has an autoencoder: {} has {known}",
+                root.display()
+            );
+            return Err(UsageError::new(problem).into());
         }
         let folder = ModelFolder::find(&self.model)?;
         let generation = folder.generation_config()?;

@@ -79,7 +79,8 @@ pub(crate) fn run(args: &SteerArgs, common: &CommonArgs) -> Result<()> {
     if common.world()?.size > 1 {
         return Err(UsageError::new("sae-steer run is one process: leave --world-size at 1").into());
     }
-    let steered = args.model.open(args.hookpoint.as_ref(), &args.manner)?;
+    let steered =
+        args.model.open(|hook| args.hookpoint.as_ref().is_none_or(|wanted| wanted == hook), &args.manner)?;
     let plan = plan(args, steered.steerer.steerable())?;
     let images = args.image.as_deref().map(read_image).transpose()?;
     let processor = &steered.model.processor;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use explain::FeatureKey;
-use explain_kit::FeatureArgs;
+use explain_kit::{FeatureArgs, Wanted};
 use lmm_hooks::{GenerationOptions, Hooks};
 use lmm_prep::Inputs;
 use sae_types::FeatureId;
@@ -90,8 +90,9 @@ pub(crate) fn run(args: &SweepArgs, common: &CommonArgs) -> Result<()> {
     let world = common.world()?;
     manifest.world(world);
     let prompts = args.prompts.open(&mut manifest)?;
-    let steered = args.model.open(None, &args.manner)?;
-    let items = items(args, &steered)?;
+    let wanted = args.features.wanted()?;
+    let steered = args.model.open(|hook| wanted.concerns(hook), &args.manner)?;
+    let items = items(args, &wanted, &steered)?;
     steered.note(&args.model, &mut manifest)?;
     let options = args.writing.options(&steered.generation, common.seed);
     manifest.settings = settings(args, &manifest, common.seed);
@@ -247,7 +248,7 @@ impl Sweep<'_> {
 }
 
 /// The features the flags choose, each at all strengths.
-fn items(args: &SweepArgs, steered: &Steered) -> Result<Vec<Item>> {
+fn items(args: &SweepArgs, wanted: &Wanted<'_>, steered: &Steered) -> Result<Vec<Item>> {
     let there: Vec<_> = steered
         .steerer
         .steerable()
@@ -255,7 +256,7 @@ fn items(args: &SweepArgs, steered: &Steered) -> Result<Vec<Item>> {
         .iter()
         .map(|(hook, &width)| (hook, (0..width as u32).map(FeatureId).collect()))
         .collect();
-    let chosen = args.features.wanted()?.among(there.into_iter(), World { rank: 0, size: 1 })?;
+    let chosen = wanted.among(there.into_iter(), World { rank: 0, size: 1 })?;
     let strengths = if args.strengths.is_empty() { vec![STRENGTH] } else { args.strengths.clone() };
     let of_feature = |key: FeatureKey| strengths.iter().map(move |&k| (key.clone(), k)).collect::<Vec<_>>();
     let items: Vec<Item> = chosen.keys().flat_map(of_feature).collect();

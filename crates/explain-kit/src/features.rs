@@ -96,6 +96,12 @@ impl Wanted<'_> {
         Ok(selection)
     }
 
+    /// Whether any feature of a hook point may be asked for.
+    pub fn concerns(&self, hook: &HookPoint) -> bool {
+        (self.args.hookpoints.is_empty() || self.args.hookpoints.contains(hook))
+            && self.filters.as_ref().is_none_or(|filters| filters.features(hook).is_some())
+    }
+
     fn wants(&self, hook: &HookPoint, feature: FeatureId) -> bool {
         let args = self.args;
         let in_filters = |filters: &Filters| {
