@@ -34,6 +34,7 @@ Example:
 SAVE_DIR/sweep.jsonl has a line per prompt, feature and strength; docs/steering.md explains it and the table.";
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct SweepArgs {
     #[command(flatten)]
     model: ModelArgs,

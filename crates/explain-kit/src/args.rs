@@ -98,7 +98,8 @@ impl Instruction {
         let text = match &server.prompt {
             None => default,
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(ExplainKitError::io(path))?;
+                let text =
+                    std::fs::read_to_string(path).map_err(ExplainKitError::io("the instructions", path))?;
                 if text.trim().is_empty() {
                     return Err(ExplainKitError::usage(format!("{} holds no instructions", path.display())));
                 }

@@ -15,7 +15,7 @@ pub fn compare(run_json: &Path, now: &BTreeMap<String, String>) -> Result<(), Ex
         #[serde(default)]
         settings: BTreeMap<String, String>,
     }
-    let bytes = std::fs::read(run_json).map_err(ExplainKitError::io(run_json))?;
+    let bytes = std::fs::read(run_json).map_err(ExplainKitError::io("the manifest", run_json))?;
     let then: Then = serde_json::from_slice(&bytes).map_err(|source| ExplainKitError::Json {
         path: run_json.to_owned(),
         expected: "run.json",

@@ -15,8 +15,10 @@ pub enum ExplainKitError {
     #[error("{0}")]
     Usage(#[source] UsageError),
     /// A file that cannot be had.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {what} {}", path.display())]
     Io {
+        /// What it is.
+        what: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// Why.
@@ -96,9 +98,9 @@ impl ExplainKitError {
         Self::Usage(UsageError::new(message))
     }
 
-    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { path, source }
+        move |source| Self::Io { what, path, source }
     }
 }
 

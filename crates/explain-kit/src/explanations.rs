@@ -119,8 +119,8 @@ impl Explanations {
 fn published_files(folder: &Path, stage: &str) -> Result<Vec<(PathBuf, Published)>, ExplainKitError> {
     let suffix = if stage == EXPLANATIONS { String::new() } else { format!("_{stage}") };
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(ExplainKitError::io(folder))? {
-        let path = entry.map_err(ExplainKitError::io(folder))?.path();
+    for entry in std::fs::read_dir(folder).map_err(ExplainKitError::io("the folder", folder))? {
+        let path = entry.map_err(ExplainKitError::io("the folder", folder))?.path();
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if path.extension().is_none_or(|extension| extension != "json") || !stem.ends_with(&suffix) {
             continue;

@@ -142,7 +142,7 @@ impl Selection {
 }
 
 fn read_filters(path: &Path) -> Result<Filters, ExplainKitError> {
-    let bytes = std::fs::read(path).map_err(ExplainKitError::io(path))?;
+    let bytes = std::fs::read(path).map_err(ExplainKitError::io("filters", path))?;
     let filters: Filters = serde_json::from_slice(&bytes).map_err(|source| ExplainKitError::Json {
         path: path.to_owned(),
         expected: "filters file",

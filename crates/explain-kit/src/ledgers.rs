@@ -23,10 +23,10 @@ pub fn files(folder: &Path, stage: &str) -> Result<Vec<PathBuf>, ExplainKitError
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(ExplainKitError::io(folder)(error)),
+        Err(error) => return Err(ExplainKitError::io("the folder", folder)(error)),
     };
     for entry in entries {
-        let path = entry.map_err(ExplainKitError::io(folder))?.path();
+        let path = entry.map_err(ExplainKitError::io("the folder", folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let rest = name.strip_prefix(stage).and_then(|rest| rest.strip_suffix(".jsonl"));
         let is_rank = |rest: &str| {

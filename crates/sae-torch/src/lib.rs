@@ -39,6 +39,7 @@ mod bags;
 mod encoder;
 mod error;
 mod gradients;
+mod kept;
 mod sae;
 mod splice;
 mod topk;

@@ -119,6 +119,10 @@ impl TorchSae {
         self
     }
 
+    pub(crate) fn dense_budget(&self) -> usize {
+        self.dense_budget
+    }
+
     /// Shape and kind.
     pub fn config(&self) -> &SaeConfig {
         &self.config

@@ -20,6 +20,9 @@ const NEW_TOKENS: usize = 64;
 const PROMPT: usize = 32;
 const ROUNDS: usize = 7;
 const K: usize = 32;
+/// A feature that is kept on every token, the worst case, and one like all others.
+const ALWAYS: u32 = 3;
+const OTHER: u32 = 7;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,17 +35,19 @@ fn main() {
     let hook = HookPoint::layer(layer);
     let saes = BTreeMap::from([(hook.clone(), random_sae(width, latents))]);
     let steerer = Steerer::new(&saes, &model, Kind::Float).unwrap();
-    let plan = |mode| Plan::default().with(hook.clone(), FeatureId(7), Change { mode, value: 0.1 });
-    let drop = Plan { error: ErrorTerm::Drop, ..plan(Mode::Clamp) };
+    let plan =
+        |mode, feature| Plan::default().with(hook.clone(), FeatureId(feature), Change { mode, value: 0.1 });
+    let drop = Plan { error: ErrorTerm::Drop, ..plan(Mode::Clamp, OTHER) };
     println!(
         "hidden {width}, {latents} latents, k {K}, {NEW_TOKENS} tokens, {} threads",
         tch::get_num_threads()
     );
     for rows in [1, 8] {
         let plans = [
-            ("add", plan(Mode::Add)),
-            ("clamp", plan(Mode::Clamp)),
-            ("ablate", plan(Mode::Ablate)),
+            ("add", plan(Mode::Add, OTHER)),
+            ("clamp", plan(Mode::Clamp, OTHER)),
+            ("ablate", plan(Mode::Ablate, OTHER)),
+            ("clamp, always on", plan(Mode::Clamp, ALWAYS)),
             ("clamp, error dropped", drop.clone()),
         ];
         let mut best = vec![f64::MAX; plans.len() + 1];
@@ -101,13 +106,13 @@ fn random_model() -> LlavaNext {
     LlavaNext::from_weights(config, &Weights::from_tensors(tensors)).unwrap()
 }
 
-/// Half of its latents have a positive pre-activation on any token, which is the worst case: every token is encoded.
+/// Half of its latents have a positive pre-activation on any token.
 fn random_sae(width: usize, latents: usize) -> Sae {
     let mut random = ChaCha8Rng::seed_from_u64(5);
     let mut draw = |n: usize| (0..n).map(|_| random.random_range(-0.05..0.05)).collect::<Vec<f32>>();
     let tensors = SaeTensors {
         encoder_weight: draw(latents * width),
-        encoder_bias: vec![0.0; latents],
+        encoder_bias: (0..latents).map(|latent| if latent == ALWAYS as usize { 1e3 } else { 0.0 }).collect(),
         decoder_weight: draw(latents * width),
         decoder_bias: vec![0.0; width],
         skip_weight: None,

@@ -21,7 +21,7 @@ pub enum SteeringError {
         folder: PathBuf,
         /// Why.
         #[source]
-        source: SaeError,
+        source: Box<SaeError>,
     },
     /// An autoencoder that the device has no room for.
     #[error("cannot load the autoencoder of {hook}")]
@@ -30,14 +30,14 @@ pub enum SteeringError {
         hook: HookPoint,
         /// Why.
         #[source]
-        source: TorchSaeError,
+        source: Box<TorchSaeError>,
     },
     /// A model that lacks the hook point, or cannot be run.
     #[error("the model cannot be steered")]
     Model {
         /// Why.
         #[source]
-        source: HookError,
+        source: Box<HookError>,
     },
     /// An autoencoder of vectors of another length.
     #[error("the autoencoder of {hook} reads vectors of {got}, but the model gives {expected}")]

@@ -1,6 +1,6 @@
 //! [`Slots`]: the changes of all rows at one hook point, as tensors.
 //!
-//! Slot `s` holds the s-th feature of each row, so that one operation serves all rows. Every mode but `orthogonal` makes of an
+//! Slot `s` holds the s-th feature of each row, so that one operation serves all rows and slots. Every mode but `orthogonal` makes of an
 //! activation `z` the new one `min(a·z + b, c)`:
 //!
 //! | mode | a | b | c |
@@ -21,34 +21,44 @@ use crate::{Change, Mode};
 
 type Changes = BTreeMap<FeatureId, Change>;
 
+/// A feature of a row, if the row has so many.
+type Entry = Option<(FeatureId, Change)>;
+
 /// The changes of all rows.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    codes: Vec<Slot>,
+    codes: Option<Codes>,
     directions: Vec<Direction>,
 }
 
-/// A feature of each row, each tensor `[batch]`. A row that has none has `a = 1`, `b = 0`.
+/// Changes of activations: `m` features of each row. A row that has fewer has `a = 1`, `b = 0` in the rest.
 #[derive(Debug)]
-struct Slot {
-    /// Latents, i64.
+struct Codes {
+    /// Latents, `[batch, m]` (i64).
     latents: Tensor,
+    numbers: Numbers,
+    /// Whether any change depends on the activation: that of `add` does not.
+    needs_own: bool,
+    /// What tells a pre-activation, `[batch, d_in, m]` and `[batch, 1, m]`: rows of the encoder, and its bias with the centre taken
+    /// into it. Zeros where the change does not depend on the activation.
+    gate: (Tensor, Tensor),
+    /// Rows of the decoder, `[batch, m, d_in]`.
+    decoder: Tensor,
+}
+
+/// `a - 1`, `a`, `b` and, if any activation is capped, `c`, each `[.., m]`.
+#[derive(Debug)]
+struct Numbers {
+    less: Tensor,
     a: Tensor,
     b: Tensor,
-    c: Tensor,
-    /// Whether the change depends on the activation: that of `add` does not.
-    needs_own: bool,
-    /// Rows of the encoder `[batch, d_in, 1]` and its bias `[batch, 1]`, zeros where the change does not depend on the activation.
-    encoder: Tensor,
-    bias: Tensor,
-    /// Rows of the decoder, `[batch, 1, d_in]`.
-    decoder: Tensor,
+    c: Option<Tensor>,
 }
 
 /// A direction of each row, and what the hidden state is to have of it.
 #[derive(Debug)]
 struct Direction {
-    /// `[batch, 1, d_in]`, of length 1, or 0 for a row that has none.
+    /// `[batch, 1, d_in]`, of length 1.
     unit: Tensor,
     /// `[batch, 1, 1]`.
     value: Tensor,
@@ -58,81 +68,41 @@ struct Direction {
 
 impl Slots {
     pub(crate) fn new(rows: &[Option<&Changes>], sae: &TorchSae) -> Self {
-        let of = |wanted: fn(Mode) -> bool| -> Vec<Vec<(FeatureId, Change)>> {
-            let row = |changes: &Option<&Changes>| {
+        let slots = |wanted: fn(Mode) -> bool| -> Vec<Vec<Entry>> {
+            let row = |changes: &Option<&Changes>| -> Vec<(FeatureId, Change)> {
                 let changes = changes.iter().flat_map(|changes| changes.iter());
                 changes.filter(|(_, change)| wanted(change.mode)).map(|(&f, &change)| (f, change)).collect()
             };
-            rows.iter().map(row).collect()
+            let rows: Vec<_> = rows.iter().map(row).collect();
+            let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+            (0..most).map(|slot| rows.iter().map(|row| row.get(slot).copied()).collect()).collect()
         };
-        let (codes, directions) = (of(|mode| mode != Mode::Orthogonal), of(|mode| mode == Mode::Orthogonal));
-        let slots = |rows: &[Vec<(FeatureId, Change)>]| rows.iter().map(Vec::len).max().unwrap_or(0);
-        let slot = |rows: &[Vec<(FeatureId, Change)>], index: usize| -> Vec<Option<(FeatureId, Change)>> {
-            rows.iter().map(|row| row.get(index).copied()).collect()
-        };
+        let codes = slots(|mode| mode != Mode::Orthogonal);
+        let directions = slots(|mode| mode == Mode::Orthogonal);
         Self {
-            codes: (0..slots(&codes)).map(|index| Slot::new(&slot(&codes, index), sae)).collect(),
-            directions: (0..slots(&directions))
-                .map(|index| Direction::new(&slot(&directions, index), sae))
-                .collect(),
+            codes: (!codes.is_empty()).then(|| Codes::new(&codes, sae)),
+            directions: directions.iter().map(|rows| Direction::new(rows, sae)).collect(),
         }
     }
 
     /// Whether any activation is changed.
     pub(crate) fn has_codes(&self) -> bool {
-        !self.codes.is_empty()
+        self.codes.is_some()
     }
 
-    /// The changes for the tokens of a pass, `chosen [batch, tokens]` (bool), flattened to columns.
+    /// The changes for the tokens of a pass, `chosen [batch, tokens]` (bool), token after token.
     pub(crate) fn columns(&self, chosen: &Tensor) -> Columns<'_> {
-        let (rows, tokens) = (chosen.size()[0], chosen.size()[1]);
-        let options = (Kind::Int64, chosen.device());
-        let row_of = Tensor::arange(rows, options).repeat_interleave_self_int(tokens, None, rows * tokens);
-        Columns { slots: self, row_of, chosen: chosen.reshape([-1]) }
+        let row_of = rows_of(chosen);
+        Columns { codes: self.codes.as_ref(), row_of, chosen: chosen.reshape([-1]) }
     }
 
-    /// Changes after TopK with the error kept: `hidden + Σ (z' - z) d` on the chosen tokens. Only where a feature may be on is
-    /// anything encoded.
+    /// Changes after TopK with the error kept: `hidden + Σ (z' - z) d` on the chosen tokens.
     pub(crate) fn change(&self, sae: &TorchSae, hidden: &Tensor, chosen: &Tensor) -> Tensor {
-        if !self.has_codes() {
-            return hidden.shallow_clone();
-        }
-        let own = self.own(sae, hidden, chosen);
-        let zero = Tensor::zeros([1, 1], (sae.kind(), hidden.device()));
-        let part = |index: usize| {
-            let slot = &self.codes[index];
-            let own = own.as_ref().map_or(&zero, |own| &own[index]);
-            let moved = slot.moved(own, &slot.a.unsqueeze(1), &slot.b.unsqueeze(1), &slot.c.unsqueeze(1));
-            moved.where_self(chosen, &zero).unsqueeze(-1) * &slot.decoder
-        };
-        let sum = (0..self.codes.len()).map(part).reduce(|sum, part| sum + part);
-        sum.map_or_else(|| hidden.shallow_clone(), |sum| hidden + sum.to_kind(hidden.kind()))
-    }
-
-    /// The activation that each slot's feature has on each token, `[batch, tokens]`, 0 where it is not kept or not chosen; `None`
-    /// where all are 0 or of no account.
-    fn own(&self, sae: &TorchSae, hidden: &Tensor, chosen: &Tensor) -> Option<Vec<Tensor>> {
-        let asking: Vec<&Slot> = self.codes.iter().filter(|slot| slot.needs_own).collect();
-        if asking.is_empty() {
-            return None;
-        }
-        let x = hidden.reshape([-1, sae.d_in() as i64]);
-        // What is not on before TopK is not on after it, and to know that takes one row of the encoder.
-        let centred = sae.centre(&x).reshape(hidden.size());
-        let may_be_on =
-            |slot: &Slot| (centred.matmul(&slot.encoder).squeeze_dim(-1) + &slot.bias).le(0.0).logical_not();
-        let on = asking.into_iter().map(may_be_on).reduce(|one, other| one.logical_or(&other))?;
-        let places = on.logical_and(chosen).reshape([-1]).nonzero().squeeze_dim(1);
-        if places.size()[0] == 0 {
-            return None;
-        }
-        let codes = sae.encode(&x.index_select(0, &places));
-        let columns = self.columns(chosen).at(&places);
-        let spread = |slot: &Slot| {
-            let zero = Tensor::zeros([x.size()[0]], (sae.kind(), x.device()));
-            zero.index_copy(0, &places, &columns.own(slot, &codes)).view(chosen.size().as_slice())
-        };
-        Some(self.codes.iter().map(spread).collect())
+        let Some(codes) = &self.codes else { return hidden.shallow_clone() };
+        let moved = codes.numbers.moved(codes.own(sae, hidden, chosen).as_ref());
+        let zero = Tensor::zeros([1], (sae.kind(), hidden.device()));
+        let moved = moved.where_self(&chosen.unsqueeze(-1), &zero);
+        hidden + moved.bmm(&codes.decoder).to_kind(hidden.kind())
     }
 
     /// Replaces what the chosen tokens have in each direction.
@@ -149,9 +119,17 @@ impl Slots {
     }
 }
 
-impl Slot {
-    fn new(rows: &[Option<(FeatureId, Change)>], sae: &TorchSae) -> Self {
-        let numbers = |row: &Option<(FeatureId, Change)>| match row {
+/// The row of the batch that each token is of, `[batch · tokens]` (i64).
+fn rows_of(tokens: &Tensor) -> Tensor {
+    let (rows, width) = (tokens.size()[0], tokens.size()[1]);
+    let rows_in_order = Tensor::arange(rows, (Kind::Int64, tokens.device()));
+    rows_in_order.repeat_interleave_self_int(width, None, rows * width)
+}
+
+impl Codes {
+    /// `slots[s][row]`.
+    fn new(slots: &[Vec<Entry>], sae: &TorchSae) -> Self {
+        let numbers = |row: &Entry| match row {
             None => (1.0, 0.0, f32::INFINITY),
             Some((_, Change { mode, value })) => match mode {
                 Mode::Clamp => (0.0, *value, f32::INFINITY),
@@ -161,44 +139,99 @@ impl Slot {
                 Mode::Cap => (1.0, 0.0, *value),
             },
         };
-        let numbers: Vec<(f32, f32, f32)> = rows.iter().map(numbers).collect();
+        let (slots_in_all, batch) = (slots.len(), slots[0].len());
+        let entries = || (0..batch).flat_map(|row| slots.iter().map(move |slot| slot[row]));
+        let shape = [batch as i64, 1, slots_in_all as i64];
+        let each: Vec<(f32, f32, f32)> = entries().map(|entry| numbers(&entry)).collect();
         let column = |of: fn(&(f32, f32, f32)) -> f32| {
-            let column: Vec<f32> = numbers.iter().map(of).collect();
-            Tensor::from_slice(&column).to_device(sae.device()).to_kind(sae.kind())
+            let column: Vec<f32> = each.iter().map(of).collect();
+            Tensor::from_slice(&column).view(shape).to_device(sae.device()).to_kind(sae.kind())
         };
         let depends = |&(a, _, c): &(f32, f32, f32)| a != 1.0 || c.is_finite();
-        let depending: Vec<f32> = numbers.iter().map(|row| f32::from(u8::from(depends(row)))).collect();
-        let depending = Tensor::from_slice(&depending).to_device(sae.device()).to_kind(sae.kind());
-        let latents = latents(rows, sae);
-        let encoder = sae.encoder_weight().index_select(0, &latents) * depending.unsqueeze(1);
-        let bias = sae.encoder_bias().index_select(0, &latents) * depending;
-        let decoder = sae.decoder_weight().index_select(0, &latents);
+        let depending: Vec<f32> = each.iter().map(|row| f32::from(u8::from(depends(row)))).collect();
+        let depending =
+            Tensor::from_slice(&depending).view(shape).to_device(sae.device()).to_kind(sae.kind());
+        let latents: Vec<i64> =
+            entries().map(|entry| entry.map_or(0, |(feature, _)| i64::from(feature.0))).collect();
+        let latents = Tensor::from_slice(&latents).to_device(sae.device());
+        let of_latents = |rows: &Tensor| rows.index_select(0, &latents).view([shape[0], shape[2], -1]);
+        let encoder = of_latents(sae.encoder_weight()).transpose(1, 2) * &depending;
+        let bias = sae.encoder_bias().index_select(0, &latents).view(shape) * &depending;
+        let centre =
+            if sae.config().transcode { sae.decoder_bias().zeros_like() } else { sae.decoder_bias().copy() };
+        let bias = bias - centre.matmul(&encoder).unsqueeze(1);
+        let a = column(|row| row.0);
         Self {
-            latents,
-            a: column(|row| row.0),
-            b: column(|row| row.1),
-            c: column(|row| row.2),
-            needs_own: numbers.iter().any(depends),
-            encoder: encoder.unsqueeze(-1),
-            bias: bias.unsqueeze(1),
-            decoder: decoder.unsqueeze(1),
+            numbers: Numbers {
+                less: &a - 1.0,
+                a,
+                b: column(|row| row.1),
+                c: each.iter().any(|row| row.2.is_finite()).then(|| column(|row| row.2)),
+            },
+            needs_own: each.iter().any(depends),
+            gate: (encoder, bias),
+            decoder: of_latents(sae.decoder_weight()),
+            latents: latents.view([shape[0], shape[2]]),
         }
     }
 
-    /// `min(a·z + b, c) - z`, written so that a change by nothing is exactly 0.
-    fn moved(&self, own: &Tensor, a: &Tensor, b: &Tensor, c: &Tensor) -> Tensor {
+    /// The activation that each feature has on each token, `[batch, tokens, m]`, 0 where it is not kept or not chosen; `None` where
+    /// all are 0 or of no account. Only what may be on, which one row of the encoder tells, is looked for among what is kept.
+    fn own(&self, sae: &TorchSae, hidden: &Tensor, chosen: &Tensor) -> Option<Tensor> {
         if !self.needs_own {
-            return b.shallow_clone();
+            return None;
         }
-        ((a - 1.0) * own + b).minimum(&(c - own))
+        let (batch, tokens) = (hidden.size()[0], hidden.size()[1]);
+        let (encoder, bias) = &self.gate;
+        let x = hidden.reshape([-1, sae.d_in() as i64]);
+        if tokens == 1 {
+            return Some(sae.kept(&x, &self.latents).unsqueeze(1));
+        }
+        let pre = bias.baddbmm(&hidden.to_kind(sae.kind()), encoder, 1.0, 1.0);
+        let on = pre.le(0.0).logical_not().any_dim(-1, false);
+        let places = on.logical_and(chosen).reshape([-1]).nonzero().squeeze_dim(1);
+        if places.size()[0] == 0 {
+            return None;
+        }
+        let latents = self.latents.index_select(0, &rows_of(chosen).index_select(0, &places));
+        let kept = sae.kept(&x.index_select(0, &places), &latents);
+        let zero = Tensor::zeros([batch * tokens, latents.size()[1]], (sae.kind(), x.device()));
+        Some(zero.index_copy(0, &places, &kept).view([batch, tokens, -1]))
+    }
+}
+
+impl Numbers {
+    /// `min(a·z + b, c) - z` of activations `own`, or of 0, written so that a change by nothing is exactly 0.
+    fn moved(&self, own: Option<&Tensor>) -> Tensor {
+        let moved = own.map_or_else(|| self.b.shallow_clone(), |own| &self.less * own + &self.b);
+        match (&self.c, own) {
+            (None, _) => moved,
+            (Some(c), None) => moved.minimum(c),
+            (Some(c), Some(own)) => moved.minimum(&(c - own)),
+        }
+    }
+
+    /// `min(a·z + b, c)`.
+    fn new_value(&self, old: &Tensor) -> Tensor {
+        let new = &self.a * old + &self.b;
+        self.c.as_ref().map_or_else(|| new.shallow_clone(), |c| new.minimum(c))
+    }
+
+    /// Those of some rows, `[n, m]`.
+    fn of_rows(&self, rows: &Tensor) -> Self {
+        let of = |tensor: &Tensor| tensor.squeeze_dim(1).index_select(0, rows);
+        Self { less: of(&self.less), a: of(&self.a), b: of(&self.b), c: self.c.as_ref().map(of) }
     }
 }
 
 impl Direction {
-    fn new(rows: &[Option<(FeatureId, Change)>], sae: &TorchSae) -> Self {
+    fn new(rows: &[Entry], sae: &TorchSae) -> Self {
         let values: Vec<f32> = rows.iter().map(|row| row.map_or(0.0, |(_, change)| change.value)).collect();
         let there: Vec<bool> = rows.iter().map(Option::is_some).collect();
-        let wide = sae.decoder_weight().index_select(0, &latents(rows, sae)).to_kind(Kind::Float);
+        let latents: Vec<i64> =
+            rows.iter().map(|row| row.map_or(0, |(feature, _)| i64::from(feature.0))).collect();
+        let latents = Tensor::from_slice(&latents).to_device(sae.device());
+        let wide = sae.decoder_weight().index_select(0, &latents).to_kind(Kind::Float);
         let length = wide.norm_scalaropt_dim(2.0, [1], true).clamp_min(f64::from(f32::MIN_POSITIVE));
         Self {
             unit: (wide / length).to_kind(sae.kind()).unsqueeze(1),
@@ -208,17 +241,10 @@ impl Direction {
     }
 }
 
-/// The latents of rows, 0 where there is none.
-fn latents(rows: &[Option<(FeatureId, Change)>], sae: &TorchSae) -> Tensor {
-    let latents: Vec<i64> =
-        rows.iter().map(|row| row.map_or(0, |(feature, _)| i64::from(feature.0))).collect();
-    Tensor::from_slice(&latents).to_device(sae.device())
-}
-
-/// The changes for tokens in a row, of whichever rows of the batch.
+/// The changes for tokens, of whichever rows of the batch.
 #[derive(Debug)]
 pub(crate) struct Columns<'a> {
-    slots: &'a Slots,
+    codes: Option<&'a Codes>,
     /// The row of the batch that each token is of, `[n]` (i64).
     row_of: Tensor,
     /// `[n]` (bool).
@@ -229,41 +255,41 @@ impl Columns<'_> {
     /// Of some of the tokens.
     pub(crate) fn at(&self, places: &Tensor) -> Self {
         let of = |tensor: &Tensor| tensor.index_select(0, places);
-        Self { slots: self.slots, row_of: of(&self.row_of), chosen: of(&self.chosen) }
+        Self { codes: self.codes, row_of: of(&self.row_of), chosen: of(&self.chosen) }
     }
 
-    fn by_token(&self, of_row: &Tensor) -> Tensor {
-        of_row.index_select(0, &self.row_of)
-    }
-
-    /// The activation that a slot's feature has among `codes` `[n, k]`, `[n]`.
-    fn own(&self, slot: &Slot, codes: &TopK) -> Tensor {
-        let other = codes.indices.ne_tensor(&self.by_token(&slot.latents).unsqueeze(1));
-        codes.values.masked_fill(&other, 0.0).sum_dim_intlist(1, false, codes.values.kind())
-    }
-
-    /// What the changes of `codes` `[n, k]` add to what they stand for, `[n, d_in]`.
-    pub(crate) fn difference(&self, sae: &TorchSae, codes: &TopK) -> Tensor {
-        let n = self.row_of.size()[0];
-        let zero = Tensor::zeros([n, sae.d_in() as i64], (sae.kind(), sae.device()));
-        self.slots.codes.iter().fold(zero, |sum, slot| {
-            let [a, b, c] = [&slot.a, &slot.b, &slot.c].map(|of_row| self.by_token(of_row));
-            let moved = slot.moved(&self.own(slot, codes), &a, &b, &c);
-            let moved = moved.masked_fill(&self.chosen.logical_not(), 0.0);
-            sum + moved.unsqueeze(1) * self.by_token(&slot.decoder.squeeze_dim(1))
-        })
+    /// What the changes of `kept` `[n, k]` add to what they stand for, `[n, d_in]`.
+    pub(crate) fn difference(&self, sae: &TorchSae, kept: &TopK) -> Tensor {
+        let Some(codes) = self.codes else {
+            return Tensor::zeros([self.row_of.size()[0], sae.d_in() as i64], (sae.kind(), sae.device()));
+        };
+        let latents = codes.latents.index_select(0, &self.row_of);
+        let others = kept.indices.unsqueeze(2).ne_tensor(&latents.unsqueeze(1));
+        let own = kept.values.unsqueeze(2).masked_fill(&others, 0.0).sum_dim_intlist(1, false, sae.kind());
+        let moved = codes.numbers.of_rows(&self.row_of).moved(Some(&own));
+        let moved = moved.masked_fill(&self.chosen.logical_not().unsqueeze(1), 0.0);
+        moved.unsqueeze(1).bmm(&codes.decoder.index_select(0, &self.row_of)).squeeze_dim(1)
     }
 
     /// Changes activations before TopK, `[rows, num_latents]` of the tokens from `start` on.
     pub(crate) fn edit(&self, mut dense: Tensor, start: i64) -> Tensor {
+        let Some(codes) = self.codes else { return dense };
         let n = dense.size()[0];
-        let here = |of_row: &Tensor| of_row.index_select(0, &self.row_of.narrow(0, start, n)).unsqueeze(1);
+        let rows = self.row_of.narrow(0, start, n);
+        let latents = codes.latents.index_select(0, &rows);
+        let numbers = codes.numbers.of_rows(&rows);
         let chosen = self.chosen.narrow(0, start, n).unsqueeze(1);
-        for slot in &self.slots.codes {
-            let latents = here(&slot.latents);
-            let old = dense.gather(1, &latents, false);
-            let new = (here(&slot.a) * &old + here(&slot.b)).minimum(&here(&slot.c));
-            let _ = dense.scatter_(1, &latents, &new.where_self(&chosen, &old));
+        // One by one: a row with fewer features than others has latent 0 in the rest, which may be its own as well.
+        for slot in 0..latents.size()[1] {
+            let of = |tensor: &Tensor| tensor.narrow(1, slot, 1);
+            let old = dense.gather(1, &of(&latents), false);
+            let numbers = Numbers {
+                less: of(&numbers.less),
+                a: of(&numbers.a),
+                b: of(&numbers.b),
+                c: numbers.c.as_ref().map(of),
+            };
+            let _ = dense.scatter_(1, &of(&latents), &numbers.new_value(&old).where_self(&chosen, &old));
         }
         dense
     }

@@ -37,7 +37,7 @@ impl Steerer {
     ) -> Result<Self, SteeringError> {
         let mut saes = BTreeMap::new();
         for (hook, folder) in folders {
-            let read = |source| SteeringError::Read { folder: folder.clone(), source };
+            let read = |source| SteeringError::Read { folder: folder.clone(), source: Box::new(source) };
             saes.insert(hook.clone(), Sae::load(folder).map_err(read)?);
         }
         Self::new(&saes, network, kind)
@@ -52,7 +52,7 @@ impl Steerer {
         network: &LlavaNext,
         kind: Kind,
     ) -> Result<Self, SteeringError> {
-        let model = |source| SteeringError::Model { source };
+        let model = |source| SteeringError::Model { source: Box::new(source) };
         let mut steerer = Self::default();
         steerer.steerable.largest = match network.kind() {
             Kind::Half => 65_504.0,
@@ -71,7 +71,7 @@ impl Steerer {
                 return Err(SteeringError::Vision { hook: hook.clone() });
             }
             let torch = TorchSae::from_sae(sae, network.device(), kind)
-                .map_err(|source| SteeringError::Place { hook: hook.clone(), source })?;
+                .map_err(|source| SteeringError::Place { hook: hook.clone(), source: Box::new(source) })?;
             steerer.steerable.features.insert(hook.clone(), sae.num_latents());
             steerer.saes.insert(hook.clone(), torch);
         }
@@ -149,9 +149,10 @@ impl Steerable {
 
     fn check_feature(&self, hook: &HookPoint, feature: FeatureId) -> Result<(), SteeringError> {
         let Some(&width) = self.features.get(hook) else {
-            return Err(match self.features.is_empty() {
-                true => SteeringError::NoAutoencoder,
-                false => SteeringError::UnknownHook { hook: hook.clone(), known: self.known() },
+            return Err(if self.features.is_empty() {
+                SteeringError::NoAutoencoder
+            } else {
+                SteeringError::UnknownHook { hook: hook.clone(), known: self.known() }
             });
         };
         if feature.index() >= width {

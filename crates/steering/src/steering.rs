@@ -61,13 +61,13 @@ impl<'a> Steering<'a> {
     #[track_caller]
     pub fn hooks_with_answers(&self, prompts: &[usize]) -> Hooks<'_> {
         assert_eq!(prompts.len(), self.plans.len(), "lengths of prompts against plans");
-        self.hooks_behind(Some(prompts.to_vec()))
+        self.hooks_behind(Some(prompts))
     }
 
-    fn hooks_behind(&self, prompts: Option<Vec<usize>>) -> Hooks<'_> {
+    fn hooks_behind(&self, prompts: Option<&[usize]>) -> Hooks<'_> {
         let mut hooks = Hooks::new();
         for point in &self.points {
-            let prompts = prompts.clone();
+            let prompts = prompts.map(<[usize]>::to_vec);
             hooks = hooks.replace(point.hook.clone(), move |context, hidden| {
                 let prompts = prompts.as_deref().unwrap_or(context.batch.lengths());
                 self.steer(point, context, &hidden, prompts)

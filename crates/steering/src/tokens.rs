@@ -29,10 +29,9 @@ impl Tokens<'_> {
     fn of_plan(&self, plan: &Plan) -> Tensor {
         let real = self.context.real;
         let place = match plan.place {
-            Where::All => real.shallow_clone(),
             Where::Image => self.image(),
             Where::Text if self.is_prefill() => real.logical_and(&self.image().logical_not()),
-            Where::Text => real.shallow_clone(),
+            Where::All | Where::Text => real.shallow_clone(),
             Where::Last => self.context.positions.eq_tensor(&(self.lengths() - 1)).logical_and(real),
             Where::Generated => self.answer(),
         };
