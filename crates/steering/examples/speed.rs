@@ -18,7 +18,7 @@ use torch_nn::Weights;
 
 const NEW_TOKENS: usize = 64;
 const PROMPT: usize = 32;
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 3;
 const K: usize = 32;
 /// A feature that is kept on every token, the worst case, and one like all others.
 const ALWAYS: u32 = 3;

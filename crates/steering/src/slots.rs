@@ -69,11 +69,11 @@ struct Direction {
 impl Slots {
     pub(crate) fn new(rows: &[Option<&Changes>], sae: &TorchSae) -> Self {
         let slots = |wanted: fn(Mode) -> bool| -> Vec<Vec<Entry>> {
-            let row = |changes: &Option<&Changes>| -> Vec<(FeatureId, Change)> {
-                let changes = changes.iter().flat_map(|changes| changes.iter());
+            let row = |changes: Option<&Changes>| -> Vec<(FeatureId, Change)> {
+                let changes = changes.into_iter().flatten();
                 changes.filter(|(_, change)| wanted(change.mode)).map(|(&f, &change)| (f, change)).collect()
             };
-            let rows: Vec<_> = rows.iter().map(row).collect();
+            let rows: Vec<_> = rows.iter().copied().map(row).collect();
             let most = rows.iter().map(Vec::len).max().unwrap_or(0);
             (0..most).map(|slot| rows.iter().map(|row| row.get(slot).copied()).collect()).collect()
         };
