@@ -55,28 +55,74 @@ impl Decoder {
         }
     }
 
+    /// How many layers there are.
+    pub(crate) fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
     /// Runs all layers and the final norm over `embeddings [batch, tokens, width]`.
     pub(crate) fn forward(
         &self,
         embeddings: Tensor,
+        cache: Option<&mut KvCache>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Flow<Tensor> {
+        self.forward_from(0, embeddings, cache, pass)
+    }
+
+    /// Runs the layers from `first` on and the final norm over what comes in there, `[batch, tokens, width]`.
+    pub(crate) fn forward_from(
+        &self,
+        first: usize,
+        hidden: Tensor,
         mut cache: Option<&mut KvCache>,
         pass: &mut Pass<'_, '_>,
     ) -> Flow<Tensor> {
-        let mut hidden = pass.visit(Site::Embeddings, embeddings)?;
-        let kind = self.layers.first().map_or(Kind::Float, |layer| layer.query.kind());
-        let table = self.rope.table(&pass.positions).to_kind(kind);
+        let mut hidden = pass.visit(Site::before_layer(first), hidden)?;
         let tokens = pass.positions.size()[1];
-        let seen = cache.as_deref().map_or(0, KvCache::len);
-        let mut masks = Masks::new(pass, seen, tokens);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let mask = masks.for_window(layer.window);
+        let mut steps = self.steps(cache.as_deref().map_or(0, KvCache::len), pass);
+        for index in first..self.layers.len() {
             let entry = cache.as_deref_mut().map(|cache| (cache, index));
-            hidden = layer.forward(index, hidden, &table, mask, entry, pass)?;
+            hidden = steps.layer(index, hidden, entry, pass)?;
         }
         if let Some(cache) = cache {
             cache.advance(tokens);
         }
-        pass.visit(Site::Norm, self.norm.forward(&hidden))
+        self.finish(&hidden, pass)
+    }
+
+    /// The final norm.
+    pub(crate) fn finish(&self, hidden: &Tensor, pass: &mut Pass<'_, '_>) -> Flow<Tensor> {
+        pass.visit(Site::Norm, self.norm.forward(hidden))
+    }
+
+    /// What the layers of one pass share, after `seen` tokens that were read before.
+    pub(crate) fn steps(&self, seen: i64, pass: &Pass<'_, '_>) -> Steps<'_> {
+        let kind = self.layers.first().map_or(Kind::Float, |layer| layer.query.kind());
+        let table = self.rope.table(&pass.positions).to_kind(kind);
+        Steps { layers: &self.layers, table, masks: Masks::new(pass, seen, pass.positions.size()[1]) }
+    }
+}
+
+/// The layers with what they share in one pass.
+pub(crate) struct Steps<'d> {
+    layers: &'d [Layer],
+    table: RotaryTable,
+    masks: Masks,
+}
+
+impl Steps<'_> {
+    /// Runs one layer over `hidden [batch, tokens, width]`.
+    pub(crate) fn layer(
+        &mut self,
+        index: usize,
+        hidden: Tensor,
+        cache: Option<(&mut KvCache, usize)>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Flow<Tensor> {
+        let layer = &self.layers[index];
+        let mask = self.masks.for_window(layer.window);
+        layer.forward(index, hidden, &self.table, mask, cache, pass)
     }
 }
 

@@ -60,6 +60,18 @@ pub enum HookError {
         /// The hook point.
         point: HookPoint,
     },
+    /// A hook point on the vision side, where rows are tiles, asked of a pass over tokens.
+    #[error("hook point {point} lies in the vision part of the model, whose rows are tiles, not tokens")]
+    VisionPoint {
+        /// The hook point.
+        point: HookPoint,
+    },
+    /// A hook point that a pass taken up midway does not reach any more.
+    #[error("hook point {point} lies before the place that the pass is taken up from")]
+    Passed {
+        /// The hook point.
+        point: HookPoint,
+    },
     /// A hook replaced a tensor by one of another shape.
     #[error("the hook at {point} must return a tensor of shape {expected:?}, got {got:?}")]
     ReplacedShape {

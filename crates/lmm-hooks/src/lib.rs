@@ -18,6 +18,9 @@
 //! [`Hooks`] say what happens there. A pass that stops after its last hook computes nothing more: neither later layers
 //! nor logits, and no language model at all for a hook in the tower.
 //!
+//! A pass can be taken up between two layers any number of times ([`LlavaNext::run_up_to`], [`LlavaNext::run_on`]), and
+//! [`LlavaNext::gradients`] says how a score depends on the states at some hook points.
+//!
 //! A model that is only read fits in less memory with [`WeightPrecision::Int8`]; [`LlavaNext::quantisation`] says how far its
 //! matrices are from the stored ones.
 //!
@@ -67,6 +70,7 @@ mod error;
 mod generation;
 mod hooks;
 mod layout;
+mod midway;
 mod model;
 mod options;
 mod points;
@@ -76,6 +80,7 @@ pub use batch::{Batch, PaddingSide};
 pub use error::HookError;
 pub use generation::{Generation, NewToken};
 pub use hooks::{HookContext, Hooks, Phase};
+pub use midway::{Gradients, Midway};
 pub use model::{LlavaNext, LoadOptions, Output};
 pub use options::{GenerationOptions, Sampling};
 pub use sae_types::HookPoint;

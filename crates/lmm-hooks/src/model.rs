@@ -226,7 +226,7 @@ impl LlavaNext {
         Ok(self.site(point)?.is_vision())
     }
 
-    fn site(&self, point: &HookPoint) -> Result<Site, HookError> {
+    pub(crate) fn site(&self, point: &HookPoint) -> Result<Site, HookError> {
         self.points.site(point).ok_or_else(|| HookError::UnknownPoint {
             point: point.clone(),
             near: self.points.nearest(point.as_str()),

@@ -52,6 +52,22 @@ impl Site {
         self <= Self::Projector
     }
 
+    /// The site of what comes into a layer of the language model; into its final norm, for the number of layers.
+    pub(crate) fn before_layer(layer: usize) -> Self {
+        layer.checked_sub(1).map_or(Self::Embeddings, |before| Self::Layer(before, Part::Whole))
+    }
+
+    /// The layer before which a pass can be taken up to reach this site; `None` on the vision side.
+    pub(crate) fn layer_to_reach(self, depth: usize) -> Option<usize> {
+        match self {
+            Self::TowerLayer(_) | Self::Projector => None,
+            Self::Embeddings => Some(0),
+            Self::Layer(layer, Part::Whole) => Some(layer + 1),
+            Self::Layer(layer, _) => Some(layer),
+            Self::Norm => Some(depth),
+        }
+    }
+
     /// Its name, always a valid one.
     pub(crate) fn point(self) -> Option<HookPoint> {
         HookPoint::new(self.name()).ok()
@@ -103,8 +119,7 @@ impl Points {
 
     /// The site whose tensor is what the module at `site` reads; `None` where no hook point holds it.
     pub(crate) fn input(&self, site: Site) -> Option<Site> {
-        let before =
-            |layer: usize| layer.checked_sub(1).map_or(Site::Embeddings, |at| Site::Layer(at, Part::Whole));
+        let before = Site::before_layer;
         match site {
             Site::Layer(layer, Part::Mlp) => Some(Site::Layer(layer, Part::AttentionNorm)),
             Site::Layer(layer, Part::Attention) => Some(Site::Layer(layer, Part::InputNorm)),

@@ -105,7 +105,8 @@ impl QuantisedMatrix {
     /// `x · Ŵᵀ` of `x [.., inputs]`, which is cast to the dtype of its products.
     ///
     /// Gradients flow to `x`, never to the matrix. A pass that keeps them keeps one copy of the codes in that dtype for
-    /// every product until it is run backwards: as much memory as a model that is not quantised.
+    /// every product until it is run backwards: as much memory as a model that is not quantised. Whoever wants gradients in less
+    /// runs a layer at a time, as `lmm-hooks`' `LlavaNext::gradients` does.
     ///
     /// # Panics
     /// When the last dimension of `x` is not the matrix's.

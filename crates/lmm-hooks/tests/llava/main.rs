@@ -9,6 +9,7 @@ mod generation;
 mod gradients;
 mod hooks;
 mod loading;
+mod midway;
 mod points;
 mod quantised;
 mod steps;
