@@ -7,6 +7,7 @@
 //! * [`SampleBatches`]: a data set in batches of inputs, made ready in the background, bad records left out as allowed.
 //! * [`evaluate`]: autoencoders against the live model.
 //! * [`sample_inputs`]: a sample of a data set in the model's chat template.
+//! * [`token_texts`]: what each token of a prompt looks like.
 //!
 //! It is a crate of its own, not a feature of `stage-kit`, because cargo builds a workspace with the features of all its
 //! members together: binaries that need no model would be linked against libtorch.
@@ -31,6 +32,7 @@ mod flags;
 mod open;
 mod samples;
 mod shared;
+mod texts;
 mod tokens;
 
 pub use error::ModelError;
@@ -39,4 +41,5 @@ pub use flags::{PrecisionArgs, TorchArgs};
 pub use open::{IMAGE_PROMPT, ModelFolder, OpenModel};
 pub use samples::{LeftOut, SampleBatch, SampleBatches, sample_inputs};
 pub use shared::SharedModel;
+pub use texts::token_texts;
 pub use tokens::{Roles, TokenArgs};

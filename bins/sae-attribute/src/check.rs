@@ -1,0 +1,125 @@
+//! `sae-attribute check`: fast methods against switching features off.
+
+use std::io::Write;
+use std::num::NonZeroUsize;
+
+use anyhow::Result;
+use attribution::{Ablation, Agreement, Asked, integrated};
+use model_kit::TorchArgs;
+use sae_types::HookPoint;
+use serde::Serialize;
+use stage_kit::{CommonArgs, Progress, RunManifest};
+
+use crate::asking::AskingArgs;
+use crate::data::Reading;
+
+/// A method that gives all features at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+enum Fast {
+    /// One pass forward and one backward
+    OnePass,
+    /// Integrated gradients
+    Ig,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    asking: AskingArgs,
+    /// Methods to check
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["one-pass", "ig"])]
+    method: Vec<Fast>,
+    /// Points of the integrated gradients
+    #[arg(long, default_value_t = NonZeroUsize::new(10).expect("10 is not 0"))]
+    steps: NonZeroUsize,
+    /// How many of the strongest features to switch off, per question and hook point
+    #[arg(long, default_value_t = NonZeroUsize::new(100).expect("100 is not 0"))]
+    top: NonZeroUsize,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    question: usize,
+    hook: HookPoint,
+    method: Fast,
+    #[serde(flatten)]
+    agreement: Agreement,
+    /// The score in the model's own pass.
+    score: f64,
+    /// What the score loses without the reconstruction error.
+    error: f64,
+}
+
+pub(crate) fn run(args: &CheckArgs, torch: TorchArgs, common: &CommonArgs) -> Result<()> {
+    let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
+    let reading = if args.asking.chat { Reading::Chat } else { Reading::Plain };
+    let session = args.asking.open(reading, None, torch, common, &mut manifest)?;
+    let progress = Progress::new("checking", "questions", Some(session.questions.len() as u64));
+    let mut rows = Vec::new();
+    for (question, prepared) in session.questions.iter().enumerate() {
+        let asked = Asked::new(&session.model.network, &prepared.question, &session.places)?;
+        let exact = Ablation::new(&asked, args.asking.rows)?;
+        for &method in &args.method {
+            let steps = if method == Fast::Ig { args.steps } else { NonZeroUsize::MIN };
+            for (site, effects) in integrated(&asked, steps)?.iter().enumerate() {
+                let agreement = exact.check(site, effects, args.top.get())?.agreement;
+                let (hook, score, error) = (effects.point.clone(), exact.score(), exact.error(site)?);
+                rows.push(Row { question, hook, method, agreement, score, error });
+            }
+        }
+        progress.inc(1);
+    }
+    progress.finish();
+    print(args, &rows)
+}
+
+fn print(args: &CheckArgs, rows: &[Row]) -> Result<()> {
+    let mut stdout = stage_kit::stdout();
+    if args.json {
+        writeln!(stdout, "{}", serde_json::to_string_pretty(rows)?)?;
+        return Ok(());
+    }
+    let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+    let name = |method| if method == Fast::OnePass { "one-pass" } else { "ig" };
+    writeln!(
+        stdout,
+        "{:>8}  {:<24} {:<8} {:>8} {:>8} {:>8} {:>9} {:>9}",
+        "question", "hook point", "method", "features", "spearman", "slope", "score", "error"
+    )?;
+    for row in rows {
+        writeln!(
+            stdout,
+            "{:>8}  {:<24} {:<8} {:>8} {:>8} {:>8} {:>9.3} {:>9.3}",
+            row.question,
+            row.hook.as_str(),
+            name(row.method),
+            row.agreement.n,
+            shown(row.agreement.spearman),
+            shown(row.agreement.slope),
+            row.score,
+            row.error
+        )?;
+    }
+    for &method in &args.method {
+        let of = |value: fn(&Agreement) -> Option<f64>| {
+            let values: Vec<f64> = rows
+                .iter()
+                .filter(|row| row.method == method)
+                .filter_map(|row| value(&row.agreement))
+                .collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        writeln!(
+            stdout,
+            "mean of {}: spearman {}, slope {}",
+            name(method),
+            shown(of(|agreement| agreement.spearman)),
+            shown(of(|agreement| agreement.slope))
+        )?;
+    }
+    Ok(())
+}

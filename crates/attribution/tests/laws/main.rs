@@ -1,0 +1,220 @@
+//! The laws of attribution, on functions whose effects are known and on a small random model.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod function;
+mod model;
+
+use std::num::NonZeroUsize;
+
+use attribution::{Ablation, Downstream, Effects, integrated, msae, one_pass};
+use sae_core::{Activation, SaeConfig};
+use sae_torch::{Parameters, TorchSae};
+use sae_types::{FeatureId, HookPoint};
+use tch::{Device, Kind, Tensor};
+
+use crate::function::Function;
+
+const TOKENS: i64 = 5;
+const WIDTH: i64 = 8;
+
+fn n(count: usize) -> NonZeroUsize {
+    NonZeroUsize::new(count).unwrap()
+}
+
+/// Numbers without a pattern, in -1 .. 1.
+pub(crate) fn numbers(shape: &[i64], seed: f64) -> Tensor {
+    let count = shape.iter().product::<i64>();
+    let phase = (Tensor::arange(count, (Kind::Double, Device::Cpu)) + 1.0) * 12.9898 + seed;
+    let unit = (phase.sin() * 43758.547).frac();
+    unit.reshape(shape).to_kind(Kind::Float)
+}
+
+pub(crate) fn sae(width: i64, latents: i64, k: usize, seed: f64) -> TorchSae {
+    let parameters = Parameters {
+        encoder_weight: numbers(&[latents, width], seed),
+        encoder_bias: numbers(&[latents], seed + 0.1) * 0.1,
+        decoder_weight: numbers(&[latents, width], seed + 0.2),
+        decoder_bias: numbers(&[width], seed + 0.3),
+        skip_weight: None,
+    };
+    TorchSae::from_parameters(SaeConfig::new(width as usize, latents as usize, k), parameters).unwrap()
+}
+
+fn linear() -> Function {
+    let weight = numbers(&[TOKENS, WIDTH], 0.9);
+    Function::new(sae(WIDTH, 24, 6, 0.4), numbers(&[TOKENS, WIDTH], 0.7) * 2.0, move |x| {
+        (x * &weight).sum_dim_intlist([1, 2].as_slice(), false, Kind::Float) + 3.0
+    })
+}
+
+/// Curved, and mixing tokens.
+fn curved() -> Function {
+    let (first, second) = (numbers(&[WIDTH, 10], 0.2), numbers(&[10 * TOKENS], 0.3));
+    Function::new(sae(WIDTH, 24, 6, 0.4), numbers(&[TOKENS, WIDTH], 0.7) * 2.0, move |x| {
+        let rows = x.size()[0];
+        let mixed = x + x.mean_dim([1].as_slice(), true, Kind::Float);
+        mixed.matmul(&first).tanh().reshape([rows, -1]).matmul(&second)
+    })
+}
+
+fn on(effects: &Effects) -> Vec<FeatureId> {
+    let mut features: Vec<FeatureId> = effects.entries().iter().map(|entry| entry.feature).collect();
+    features.dedup();
+    features
+}
+
+fn near(got: f64, expected: f64, tolerance: f64, what: &str) {
+    assert!((got - expected).abs() <= tolerance, "{what}: {got} against {expected}");
+}
+
+/// The score with all features off, bias and error kept.
+fn without_features(function: &Function) -> f64 {
+    let x = function.state();
+    let codes = function.sae().encode(&x);
+    let state = &x - function.sae().decode_without_bias(&codes);
+    function.scores(0, &state.unsqueeze(0)).unwrap().double_value(&[0])
+}
+
+#[test]
+fn on_a_linear_score_one_pass_is_exact() {
+    let function = linear();
+    let fast = one_pass(&function).unwrap().remove(0);
+    let exact = Ablation::new(&function, n(7)).unwrap();
+    let features = on(&fast);
+    assert!(features.len() > 8, "{features:?}");
+    for (feature, effect) in features.iter().zip(exact.features(0, &features).unwrap()) {
+        let said: f64 = fast.of(*feature).iter().map(|entry| f64::from(entry.value)).sum();
+        near(said, effect, 1e-5, &feature.to_string());
+    }
+    let per_token = exact.per_token(0, None).unwrap();
+    assert_eq!(per_token.entries().len(), fast.entries().len());
+    for (said, exact) in fast.entries().iter().zip(per_token.entries()) {
+        assert_eq!((said.feature, said.token), (exact.feature, exact.token));
+        near(f64::from(said.value), f64::from(exact.value), 1e-5, "per token");
+    }
+    near(fast.error.iter().map(|&value| f64::from(value)).sum(), exact.error(0).unwrap(), 1e-5, "error");
+    let check = exact.check(0, &fast, 100).unwrap();
+    near(check.agreement.spearman.unwrap(), 1.0, 1e-9, "rank correlation");
+    near(check.agreement.slope.unwrap(), 1.0, 1e-5, "slope");
+    // Features, errors and biases make up the state, and the score is linear in it: 3 is what it adds of its own.
+    near(fast.total(), exact.score() - 3.0, 1e-4, "the sum of all effects");
+}
+
+#[test]
+fn off_features_have_no_effect() {
+    let function = curved();
+    let fast = one_pass(&function).unwrap().remove(0);
+    let on = on(&fast);
+    let off = (0..24).map(FeatureId).find(|feature| !on.contains(feature)).expect("a feature that is off");
+    assert_eq!(Ablation::new(&function, n(3)).unwrap().features(0, &[off]).unwrap(), [0.0]);
+    assert!(fast.of(off).is_empty());
+}
+
+#[test]
+fn integrated_gradients_are_complete_and_begin_as_one_pass() {
+    let function = curved();
+    assert_eq!(integrated(&function, n(1)).unwrap(), one_pass(&function).unwrap());
+    let clean = Ablation::new(&function, n(3)).unwrap();
+    let expected = clean.score() - without_features(&function);
+    near(clean.all_features(0).unwrap(), expected, 1e-5, "all features at once");
+    let sum = |steps| {
+        let effects = integrated(&function, n(steps)).unwrap().remove(0);
+        effects.entries().iter().map(|entry| f64::from(entry.value)).sum::<f64>()
+    };
+    assert!(expected.abs() > 0.3, "{expected}");
+    near(sum(300), expected, 0.02 * expected.abs(), "300 steps");
+    let (few, one) = ((sum(10) - expected).abs(), (sum(1) - expected).abs());
+    assert!(few < one, "{few} {one}");
+}
+
+#[test]
+fn exact_effects_do_not_depend_on_the_rows_of_a_pass() {
+    let function = curved();
+    let all: Vec<FeatureId> = (0..24).map(FeatureId).collect();
+    let by = |rows| Ablation::new(&function, n(rows)).unwrap().features(0, &all).unwrap();
+    let (one, many) = (by(1), by(24));
+    for (one, many) in one.iter().zip(many) {
+        near(*one, many, 1e-6, "rows");
+    }
+}
+
+/// What multimodal-sae computes, written out densely, feature by feature.
+fn reference(function: &Function, k: usize) -> Tensor {
+    let (sae, x) = (function.sae(), function.state());
+    let latents = sae.num_latents() as i64;
+    let dense = ((&x - sae.decoder_bias()).matmul(&sae.encoder_weight().tr()) + sae.encoder_bias()).relu();
+    let reconstruct = |dense: &Tensor| {
+        let (values, indices) = dense.topk(k as i64, 1, true, true);
+        let kept = dense.zeros_like().scatter(1, &indices, &values);
+        kept.matmul(sae.decoder_weight()) + sae.decoder_bias()
+    };
+    let clean = reconstruct(&dense);
+    let row = |feature: i64| {
+        let mask = Tensor::ones([1, latents], (Kind::Float, Device::Cpu));
+        let _ = mask.narrow(1, feature, 1).fill_(0.0);
+        let corrupted = reconstruct(&(&dense * mask)).set_requires_grad(true);
+        let score = function.score(&corrupted.unsqueeze(0)).sum(Kind::Float);
+        let gradient = Tensor::run_backward(&[score], &[&corrupted], false, false).remove(0);
+        ((&clean - corrupted.detach()) * gradient).sum_dim_intlist(1, false, Kind::Float)
+    };
+    Tensor::stack(&(0..latents).map(row).collect::<Vec<_>>(), 0)
+}
+
+#[test]
+fn msae_is_the_dense_loop() {
+    let function = curved();
+    let expected = reference(&function, 6);
+    let got = msae(&function, 0, None, n(5)).unwrap();
+    let dense = Tensor::from_slice(&got.dense()).view([24, TOKENS]);
+    let off = (&dense - &expected).abs().max().double_value(&[]);
+    assert!(off < 1e-5, "{off:e}");
+    let dissent =
+        (Tensor::from_slice(&one_pass(&function).unwrap()[0].dense()).view([24, TOKENS]) - expected).abs();
+    assert!(dissent.max().double_value(&[]) > 0.01, "it is not what one pass computes");
+    let chosen = got.entries()[0].feature;
+    let some = msae(&function, 0, Some(&[chosen]), n(1)).unwrap();
+    assert_eq!(some.entries().len(), got.of(chosen).len());
+    for (some, all) in some.entries().iter().zip(got.of(chosen)) {
+        near(f64::from(some.value), f64::from(all.value), 1e-6, "a shortlist");
+    }
+}
+
+#[test]
+fn a_threshold_lets_no_other_latent_in() {
+    let mut config = SaeConfig::new(WIDTH as usize, 24, 6);
+    config.activation = Activation::BatchTopK { threshold: 0.8 };
+    let plain = sae(WIDTH, 24, 6, 0.4);
+    let parameters = Parameters {
+        encoder_weight: plain.encoder_weight().shallow_clone(),
+        encoder_bias: plain.encoder_bias().shallow_clone(),
+        decoder_weight: plain.decoder_weight().shallow_clone(),
+        decoder_bias: plain.decoder_bias().shallow_clone(),
+        skip_weight: None,
+    };
+    let sae = TorchSae::from_parameters(config, parameters).unwrap();
+    let weight = numbers(&[TOKENS, WIDTH], 0.9);
+    let function = Function::new(sae, numbers(&[TOKENS, WIDTH], 0.7) * 2.0, move |x| {
+        (x * &weight).sum_dim_intlist([1, 2].as_slice(), false, Kind::Float)
+    });
+    // On a linear score without refill, the error does not matter: all methods agree.
+    let fast = one_pass(&function).unwrap().remove(0);
+    let slow = msae(&function, 0, None, n(4)).unwrap();
+    assert_eq!(fast.entries().len(), slow.entries().len());
+    for (fast, slow) in fast.entries().iter().zip(slow.entries()) {
+        near(f64::from(fast.value), f64::from(slow.value), 1e-5, "linear");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let function = linear();
+    let exact = Ablation::new(&function, n(1)).unwrap();
+    let error = exact.features(0, &[FeatureId(3), FeatureId(24)]).unwrap_err().to_string();
+    assert!(error.contains("feature 24") && error.contains("0 to 23"), "{error}");
+    assert!(msae(&function, 0, Some(&[FeatureId(99)]), n(1)).is_err());
+    let infinite = Function::new(sae(WIDTH, 24, 6, 0.4), numbers(&[TOKENS, WIDTH], 0.7), |x| {
+        (x * f64::INFINITY).sum_dim_intlist([1, 2].as_slice(), false, Kind::Float)
+    });
+    let error = one_pass(&infinite).unwrap_err().to_string();
+    assert!(error.contains("not finite") && error.contains(HookPoint::layer(0).as_str()), "{error}");
+}
