@@ -4,9 +4,11 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 
 use anyhow::Result;
-use attribution::{Ablation, Agreement, Asked, integrated};
+use attribution::{
+    Ablation, Agreement, Asked, AttributionError, Effects, integrated, integrated_each, one_pass,
+};
 use model_kit::TorchArgs;
-use sae_types::HookPoint;
+use sae_types::{FeatureId, HookPoint};
 use serde::Serialize;
 use stage_kit::{CommonArgs, Progress, RunManifest};
 
@@ -19,8 +21,10 @@ use crate::data::Reading;
 enum Fast {
     /// One pass forward and one backward
     OnePass,
-    /// Integrated gradients
+    /// Integrated gradients, each of the strongest features by one pass going alone
     Ig,
+    /// Integrated gradients, all features going together
+    IgTogether,
 }
 
 #[derive(Debug, clap::Args)]
@@ -64,8 +68,7 @@ pub(crate) fn run(args: &CheckArgs, torch: TorchArgs, common: &CommonArgs) -> Re
         let asked = Asked::new(&session.model.network, &prepared.question, &session.places)?;
         let exact = Ablation::new(&asked, args.asking.rows)?;
         for &method in &args.method {
-            let steps = if method == Fast::Ig { args.steps } else { NonZeroUsize::MIN };
-            for (site, effects) in integrated(&asked, steps)?.iter().enumerate() {
+            for (site, effects) in args.effects(method, &asked)?.iter().enumerate() {
                 let agreement = exact.check(site, effects, args.top.get())?.agreement;
                 let (hook, score, error) = (effects.point.clone(), exact.score(), exact.error(site)?);
                 rows.push(Row { question, hook, method, agreement, score, error });
@@ -77,6 +80,24 @@ pub(crate) fn run(args: &CheckArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     print(args, &rows)
 }
 
+impl CheckArgs {
+    fn effects(&self, method: Fast, asked: &Asked<'_>) -> Result<Vec<Effects>, AttributionError> {
+        match method {
+            Fast::OnePass => one_pass(asked),
+            Fast::IgTogether => integrated(asked, self.steps),
+            Fast::Ig => {
+                let each = |(site, fast): (usize, Effects)| {
+                    let strongest = fast.strongest(self.top.get());
+                    let features: Vec<FeatureId> =
+                        strongest.into_iter().map(|(feature, _)| feature).collect();
+                    integrated_each(asked, site, &features, self.steps, self.asking.rows)
+                };
+                one_pass(asked)?.into_iter().enumerate().map(each).collect()
+            }
+        }
+    }
+}
+
 fn print(args: &CheckArgs, rows: &[Row]) -> Result<()> {
     let mut stdout = stage_kit::stdout();
     if args.json {
@@ -84,10 +105,14 @@ fn print(args: &CheckArgs, rows: &[Row]) -> Result<()> {
         return Ok(());
     }
     let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
-    let name = |method| if method == Fast::OnePass { "one-pass" } else { "ig" };
+    let name = |method| match method {
+        Fast::OnePass => "one-pass",
+        Fast::Ig => "ig",
+        Fast::IgTogether => "ig-together",
+    };
     writeln!(
         stdout,
-        "{:>8}  {:<24} {:<8} {:>8} {:>8} {:>8} {:>9} {:>9}",
+        "{:>8}  {:<24} {:<11} {:>8} {:>8} {:>8} {:>9} {:>9}",
         "question", "hook point", "method", "features", "spearman", "slope", "score", "error"
     )?;
     for row in rows {

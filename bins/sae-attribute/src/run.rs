@@ -6,7 +6,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use attribution::{Ablation, Asked, Downstream, Pool, Tokens, integrated, msae, one_pass};
+use attribution::{
+    Ablation, Asked, Downstream, Effects, Pool, Tokens, integrated, integrated_each, msae, one_pass,
+};
 use lmm_prep::Processor;
 use model_kit::TorchArgs;
 use sae_types::{FeatureId, HookPoint};
@@ -27,7 +29,7 @@ enum Method {
     /// All features from one pass forward and one backward
     #[default]
     OnePass,
-    /// Integrated gradients: --steps passes for all features of a hook point
+    /// Integrated gradients: --steps passes for each feature, or for all that go together (--path)
     Ig,
     /// Features switched off one at a time, a pass for each
     Exact,
@@ -40,6 +42,16 @@ enum Method {
 enum Compat {
     /// multimodal-sae's, as --method msae
     Msae,
+}
+
+/// The way that integrated gradients go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Way {
+    /// Each feature goes alone, the others stay: adds up to what switching it off does
+    #[default]
+    Each,
+    /// All features of a hook point go together: adds up to what switching all of them off does
+    Together,
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,9 +67,12 @@ pub(crate) struct RunArgs {
     /// Points of the integrated gradients
     #[arg(long, default_value_t = NonZeroUsize::new(10).expect("10 is not 0"))]
     steps: NonZeroUsize,
+    /// The way that integrated gradients go
+    #[arg(long, value_enum, default_value_t = Way::Each)]
+    path: Way,
     #[command(flatten)]
     shortlist: ShortlistArgs,
-    /// With --method exact and no features named: the strongest so many, by one pass
+    /// With --method exact or ig and no features named: the strongest so many, by one pass
     #[arg(long, default_value_t = NonZeroUsize::new(100).expect("100 is not 0"))]
     top: NonZeroUsize,
     /// With --method exact: switch each feature off on one token at a time, a pass for each of its tokens
@@ -75,6 +90,10 @@ pub(crate) struct RunArgs {
 }
 
 impl RunArgs {
+    fn is_together(&self) -> bool {
+        self.method() == Method::Ig && self.path == Way::Together
+    }
+
     fn method(&self) -> Method {
         if self.compat.is_some() { Method::Msae } else { self.method }
     }
@@ -82,9 +101,9 @@ impl RunArgs {
     fn check(&self, shortlist: &Shortlist) -> Result<(), UsageError> {
         let method = self.method();
         let named = !matches!(shortlist, Shortlist::None);
-        if named && matches!(method, Method::OnePass | Method::Ig) {
+        if named && (method == Method::OnePass || self.is_together()) {
             return Err(UsageError::new(
-                "one-pass and ig give all features at once: --features and --filters are for exact and msae",
+                "this method gives all features at once: --features and --filters are for ig --path each, exact and msae",
             ));
         }
         if self.per_token && method != Method::Exact {
@@ -116,6 +135,7 @@ pub(crate) fn run(args: &RunArgs, torch: TorchArgs, common: &CommonArgs) -> Resu
     let session = args.asking.open(args.reading(), shortlist.filters(), torch, common, &mut manifest)?;
     let (method, steps) = match args.method() {
         Method::OnePass => ("one-pass", None),
+        Method::Ig if args.is_together() => ("ig-together", Some(args.steps.get())),
         Method::Ig => ("ig", Some(args.steps.get())),
         Method::Exact => ("exact", None),
         Method::Msae => ("msae", None),
@@ -158,12 +178,23 @@ impl RunArgs {
     ) -> Result<(f64, BTreeMap<HookPoint, Found>)> {
         let asked = Asked::new(&session.model.network, &prepared.question, &session.places)?;
         let points: Vec<HookPoint> = session.places.iter().map(|place| place.point().clone()).collect();
-        let by_token = |effects: Vec<attribution::Effects>| {
+        let by_token = |effects: Vec<Effects>| {
             points.iter().cloned().zip(effects.into_iter().map(Found::Tokens)).collect()
         };
         match self.method() {
             Method::OnePass => Ok((asked.observe()?.0, by_token(one_pass(&asked)?))),
-            Method::Ig => Ok((asked.observe()?.0, by_token(integrated(&asked, self.steps)?))),
+            Method::Ig if self.is_together() => {
+                Ok((asked.observe()?.0, by_token(integrated(&asked, self.steps)?)))
+            }
+            Method::Ig => {
+                let fast = one_pass(&asked)?;
+                let each = |site: usize| {
+                    let features = self.chosen(shortlist, &points[site], &fast[site]);
+                    integrated_each(&asked, site, &features, self.steps, self.asking.rows)
+                };
+                let effects = (0..points.len()).map(each).collect::<Result<_, _>>()?;
+                Ok((asked.observe()?.0, by_token(effects)))
+            }
             Method::Msae => {
                 let of = |site| msae(&asked, site, shortlist.of(&points[site]), self.asking.rows);
                 let effects = (0..points.len()).map(of).collect::<Result<_, _>>()?;
@@ -174,11 +205,7 @@ impl RunArgs {
                 let fast = one_pass(&asked)?;
                 let mut found = BTreeMap::new();
                 for (site, point) in points.iter().enumerate() {
-                    let strongest = || fast[site].strongest(self.top.get());
-                    let features: Vec<FeatureId> = match shortlist.of(point) {
-                        Some(features) => features.to_vec(),
-                        None => strongest().into_iter().map(|(feature, _)| feature).collect(),
-                    };
+                    let features = self.chosen(shortlist, point, &fast[site]);
                     let one = if self.per_token {
                         Found::Tokens(ablation.per_token(site, Some(&features))?)
                     } else {
@@ -190,6 +217,14 @@ impl RunArgs {
                 Ok((ablation.score(), found))
             }
         }
+    }
+}
+
+impl RunArgs {
+    /// The features asked for at a hook point, or else the strongest.
+    fn chosen(&self, shortlist: &Shortlist, hook: &HookPoint, fast: &Effects) -> Vec<FeatureId> {
+        let strongest = || fast.strongest(self.top.get()).into_iter().map(|(feature, _)| feature).collect();
+        shortlist.of(hook).map_or_else(strongest, <[_]>::to_vec)
     }
 }
 

@@ -1,7 +1,7 @@
 //! [`Downstream`]: a score that depends on the states at some sites.
 
 use sae_torch::TorchSae;
-use sae_types::HookPoint;
+use sae_types::{FeatureId, HookPoint};
 use tch::Tensor;
 
 use crate::AttributionError;
@@ -13,6 +13,17 @@ pub struct Site<'a> {
     pub point: &'a HookPoint,
     /// The autoencoder, on the device of the states.
     pub sae: &'a TorchSae,
+}
+
+impl Site<'_> {
+    /// Refuses features that the autoencoder does not have.
+    pub(crate) fn check(&self, features: &[FeatureId]) -> Result<(), AttributionError> {
+        let width = self.sae.num_latents();
+        match features.iter().find(|feature| feature.index() >= width) {
+            Some(&feature) => Err(AttributionError::Feature { point: self.point.clone(), feature, width }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a site gives in a clean pass, f32 without a graph.

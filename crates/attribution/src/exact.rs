@@ -168,10 +168,7 @@ impl<'d, D: Downstream> Ablation<'d, D> {
 
     fn site(&self, site: usize, features: &[FeatureId]) -> Result<Site<'d>, AttributionError> {
         let own = self.downstream.sites().swap_remove(site);
-        let width = own.sae.num_latents();
-        match features.iter().find(|feature| feature.index() >= width) {
-            Some(&feature) => Err(AttributionError::Feature { point: own.point.clone(), feature, width }),
-            None => Ok(own),
-        }
+        own.check(features)?;
+        Ok(own)
     }
 }

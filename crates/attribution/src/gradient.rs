@@ -1,11 +1,12 @@
-//! [`one_pass`] and [`integrated`]: all features at once, from gradients.
+//! [`one_pass`], [`integrated`] and [`integrated_each`]: effects from gradients.
 
 use std::num::NonZeroUsize;
 
-use tch::Tensor;
+use sae_types::FeatureId;
+use tch::{Kind, Tensor};
 
-use crate::parts::Parts;
-use crate::{AttributionError, Downstream, Effects};
+use crate::parts::{Parts, finite, read};
+use crate::{AttributionError, Downstream, Effect, Effects};
 
 /// The effects of all features at every site, in the order of the sites, from one pass forward and one backward:
 /// `z[t, j] · <D[j], g_t>` with `g` the gradient of the score with respect to the state, in the model's own pass.
@@ -16,10 +17,10 @@ pub fn one_pass(downstream: &impl Downstream) -> Result<Vec<Effects>, Attributio
     integrated(downstream, NonZeroUsize::MIN)
 }
 
-/// Integrated gradients: as [`one_pass`], but with the mean of the gradients at `steps` points on the way from the state
-/// without its features to the state, `x - (1 - i/steps) · Σ z D` for i = 1, 2, ..; bias and error stay. Each site goes that way on
-/// its own, all others following it. With one step it is [`one_pass`]; with many, the effects of the features of a site sum to
-/// what the score loses when all are off.
+/// Integrated gradients on the way on which all features go together: as [`one_pass`], but with the mean of the gradients at
+/// `steps` points between the state without its features and the state, `x - (1 - i/steps) · Σ z D` for i = 1, 2, ..; bias and
+/// error stay. Each site goes that way on its own, all others following it. With one step it is [`one_pass`]; with many, the
+/// effects of the features of a site sum to what the score loses when all are off.
 ///
 /// # Errors
 /// As [`one_pass`].
@@ -32,13 +33,78 @@ pub fn integrated(
     for (number, (site, observed)) in downstream.sites().into_iter().zip(&observed).enumerate() {
         let parts = Parts::new(site, observed);
         let mut sum = observed.gradient.shallow_clone();
-        // The last point is the state itself, whose gradient is there.
-        for step in 1..steps.get() {
-            let missing = 1.0 - step as f64 / steps.get() as f64;
+        for missing in missing(steps) {
             let state: Tensor = &parts.state - &parts.features * missing;
             sum = sum + downstream.gradients(number, &state.unsqueeze(0))?.squeeze_dim(0);
         }
         all.push(parts.effects(site, &(sum / steps.get() as f64))?);
     }
     Ok(all)
+}
+
+/// Integrated gradients on the ways on which one feature goes alone: for each of `features` at site number `site`, the mean of
+/// the gradients at `steps` points between the state without it (on all tokens) and the state. With one step these are the
+/// effects of [`one_pass`]; with many, the effects of a feature on all tokens sum to what switching it off does. `steps - 1`
+/// passes per feature, `rows` at a time. There are no error nodes.
+///
+/// # Errors
+/// As [`one_pass`]; when a feature is beyond the autoencoder.
+///
+/// # Panics
+/// When there is no such site.
+pub fn integrated_each(
+    downstream: &impl Downstream,
+    site: usize,
+    features: &[FeatureId],
+    steps: NonZeroUsize,
+    rows: NonZeroUsize,
+) -> Result<Effects, AttributionError> {
+    let (_, observed) = downstream.observe()?;
+    let (own, observed) = (downstream.sites().swap_remove(site), &observed[site]);
+    own.check(features)?;
+    let parts = Parts::new(own, observed);
+    let mut on: Vec<(FeatureId, Tensor, Tensor)> = Vec::new();
+    for &feature in features {
+        let activations = parts.activations(feature);
+        if activations.any().int64_value(&[]) != 0 {
+            let direction = own.sae.decoder_weight().get(i64::from(feature.0)).to_kind(Kind::Float);
+            on.push((feature, activations, direction));
+        }
+    }
+    on.sort_unstable_by_key(|&(feature, ..)| feature);
+    on.dedup_by_key(|&mut (feature, ..)| feature);
+    // <D[j], Σ g> by token, with the gradient at the state itself to begin with.
+    let mut along: Vec<Tensor> = on.iter().map(|(.., direction)| observed.gradient.mv(direction)).collect();
+    let ways: Vec<(usize, f64)> =
+        (0..on.len()).flat_map(|at| missing(steps).map(move |missing| (at, missing))).collect();
+    for chunk in ways.chunks(rows.get()) {
+        let state = |&(at, missing): &(usize, f64)| {
+            let (_, activations, direction) = &on[at];
+            &parts.state - (activations * missing).outer(direction)
+        };
+        let states = Tensor::stack(&chunk.iter().map(state).collect::<Vec<_>>(), 0);
+        let gradients = downstream.gradients(site, &states)?;
+        for (row, &(at, _)) in chunk.iter().enumerate() {
+            along[at] = &along[at] + gradients.get(row as i64).mv(&on[at].2);
+        }
+    }
+    let mut entries = Vec::new();
+    for ((feature, activations, _), along) in on.iter().zip(along) {
+        let effects = read("effects", &(along * activations / steps.get() as f64))?;
+        let activations = read("activations", activations)?;
+        let tokens = (0_u32..).zip(effects).zip(activations).filter(|(_, on)| *on != 0.0);
+        entries.extend(tokens.map(|((token, value), _)| Effect {
+            feature: *feature,
+            token: token.into(),
+            value,
+        }));
+    }
+    finite(own, &[], &[], &entries)?;
+    let n_tokens = parts.state.size()[0] as usize;
+    Ok(Effects::new(own.point.clone(), own.sae.num_latents(), n_tokens, entries, [Vec::new(), Vec::new()]))
+}
+
+/// How much is missing at the points before the last, the state itself, whose gradient is known.
+fn missing(steps: NonZeroUsize) -> impl Iterator<Item = f64> {
+    (1..steps.get()).map(move |step| 1.0 - step as f64 / steps.get() as f64)
 }

@@ -8,7 +8,8 @@
 //! | method | effect of feature j on token t | passes |
 //! |---|---|---|
 //! | [`one_pass`] | `z[t, j] · <D[j], g_t>`, `g` the gradient at `x` | 1 forward, 1 backward for all features of all hook points |
-//! | [`integrated`] | the same with `g` the mean of the gradients at N points on the way from `x - Σ z D` to `x` | N of both, per hook point |
+//! | [`integrated_each`] | the same with `g` the mean of the gradients at N points on the way from `x` without the feature to `x` | N of both per feature |
+//! | [`integrated`] | the same on the way from `x` without any feature, `x - Σ z D`, to `x` | N of both per hook point |
 //! | [`Ablation`] | `score - score without it`, on all tokens or on one | 1 forward per feature, or per code |
 //! | [`msae`] | multimodal-sae's: masked before TopK, the error dropped | 1 of both per feature |
 //!
@@ -36,6 +37,6 @@ pub use downstream::{Downstream, Observed, Site};
 pub use effects::{Effect, Effects, Pool, Tokens};
 pub use error::AttributionError;
 pub use exact::{Ablation, Check};
-pub use gradient::{integrated, one_pass};
+pub use gradient::{integrated, integrated_each, one_pass};
 pub use msae::msae;
 pub use question::{Asked, Combine, Place, Question};

@@ -35,10 +35,8 @@ pub fn msae(
     if sae.config().transcode {
         return Err(AttributionError::Transcoder { point: own.point.clone() });
     }
+    own.check(features.unwrap_or_default())?;
     let width = sae.num_latents();
-    if let Some(&feature) = features.unwrap_or_default().iter().find(|feature| feature.index() >= width) {
-        return Err(AttributionError::Feature { point: own.point.clone(), feature, width });
-    }
     let parts = Parts::new(own, observed);
     let clean = (&parts.state - &parts.error).to_kind(Kind::Float);
     // The latent that enters on each token when one of its own goes.

@@ -6,7 +6,7 @@ mod model;
 
 use std::num::NonZeroUsize;
 
-use attribution::{Ablation, Downstream, Effects, integrated, msae, one_pass};
+use attribution::{Ablation, Downstream, Effects, integrated, integrated_each, msae, one_pass};
 use sae_core::{Activation, SaeConfig};
 use sae_torch::{Parameters, TorchSae};
 use sae_types::{FeatureId, HookPoint};
@@ -125,6 +125,27 @@ fn integrated_gradients_are_complete_and_begin_as_one_pass() {
     near(sum(300), expected, 0.02 * expected.abs(), "300 steps");
     let (few, one) = ((sum(10) - expected).abs(), (sum(1) - expected).abs());
     assert!(few < one, "{few} {one}");
+}
+
+#[test]
+fn a_feature_that_goes_alone_is_complete_alone_and_begins_as_one_pass() {
+    let function = curved();
+    let fast = one_pass(&function).unwrap().remove(0);
+    let features = on(&fast);
+    let each = |steps| integrated_each(&function, 0, &features, n(steps), n(7)).unwrap();
+    let first = each(1);
+    assert_eq!(first.entries().len(), fast.entries().len());
+    for (first, fast) in first.entries().iter().zip(fast.entries()) {
+        assert_eq!((first.feature, first.token), (fast.feature, fast.token));
+        near(f64::from(first.value), f64::from(fast.value), 1e-5, "one step");
+    }
+    let exact = Ablation::new(&function, n(7)).unwrap().features(0, &features).unwrap();
+    let many = each(200);
+    for (&feature, exact) in features.iter().zip(exact) {
+        let sum: f64 = many.of(feature).iter().map(|entry| f64::from(entry.value)).sum();
+        near(sum, exact, 0.02 * exact.abs().max(0.2), &feature.to_string());
+    }
+    assert!(integrated_each(&function, 0, &[FeatureId(24)], n(1), n(1)).is_err());
 }
 
 #[test]
