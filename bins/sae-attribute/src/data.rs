@@ -113,7 +113,7 @@ impl Entry {
         if reading == Reading::Chat {
             let mut parts = vec![Part::Image; pictures.len()];
             parts.push(Part::Text { text: self.prompt.clone() });
-            let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+            let options = ChatOptions { add_generation_prompt: true };
             return Ok(processor.prepare_chat(&[Message::parts("user", parts)], options, pictures)?);
         }
         let inputs = processor.prepare_rendered(&self.prompt, pictures).with_context(|| {

@@ -89,15 +89,13 @@ pub(crate) fn run(args: &FiltersArgs, common: &CommonArgs) -> Result<()> {
                 for (q, (question, pictures)) in about.questions.iter().zip(&pictures).enumerate() {
                     let row = of_hook[q].row(feature);
                     page.tokens(&views::tokens(question, &row));
+                    if side == Side::Text || pictures.is_empty() {
+                        continue;
+                    }
                     let overlays = views::overlays(question, pictures, &row);
-                    if side == Side::Image {
-                        save(&folder, hook, feature, q, &overlays)?;
-                    }
+                    save(&folder, hook, feature, q, &overlays)?;
                     let captioned = |(i, overlay)| (overlay, caption(question, q, i));
-                    let overlays: Vec<_> = overlays.into_iter().enumerate().map(captioned).collect();
-                    if !overlays.is_empty() {
-                        page.pictures(&overlays)?;
-                    }
+                    page.pictures(&overlays.into_iter().enumerate().map(captioned).collect::<Vec<_>>())?;
                 }
             }
         }

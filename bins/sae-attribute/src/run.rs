@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::Result;
 use attribution::{
@@ -145,8 +146,15 @@ pub(crate) fn run(args: &RunArgs, torch: TorchArgs, common: &CommonArgs) -> Resu
         session.places.iter().map(|place| (place.point().clone(), place.sae().num_latents())).collect();
     let progress = Progress::new("attributing", "questions", Some(session.questions.len() as u64));
     let mut all = Vec::with_capacity(session.questions.len());
-    for prepared in &session.questions {
+    for (question, prepared) in session.questions.iter().enumerate() {
+        let started = Instant::now();
         let (score, found) = args.effects(&session, prepared, &shortlist)?;
+        tracing::info!(
+            question,
+            tokens = prepared.question.inputs.input_ids.len(),
+            seconds = started.elapsed().as_secs_f64(),
+            "attributed"
+        );
         about.questions.push(describe(&session.model.processor, prepared, score)?);
         all.push(found);
         progress.inc(1);

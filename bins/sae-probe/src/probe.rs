@@ -141,7 +141,7 @@ impl ProbeArgs {
         };
         let mut parts = vec![Part::Image; pictures.len()];
         parts.push(Part::Text { text: text.clone() });
-        let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+        let options = ChatOptions { add_generation_prompt: true };
         Ok(processor.prepare_chat(&[Message::parts("user", parts)], options, pictures)?)
     }
 

@@ -155,7 +155,7 @@ pub struct Tokens(Vec<Range<usize>>);
 impl Tokens {
     /// All tokens of a prompt.
     pub fn all(n_tokens: usize) -> Self {
-        Self(vec![0..n_tokens])
+        Self(std::iter::once(0..n_tokens).collect())
     }
 
     /// The tokens of all images: base tiles, high-resolution tiles and newlines.

@@ -32,10 +32,10 @@ pub fn integrated(
     let mut all = Vec::with_capacity(observed.len());
     for (number, (site, observed)) in downstream.sites().into_iter().zip(&observed).enumerate() {
         let parts = Parts::new(site, observed);
-        let mut sum = observed.gradient.shallow_clone();
+        let mut sum = observed.gradient.copy();
         for missing in missing(steps) {
             let state: Tensor = &parts.state - &parts.features * missing;
-            sum = sum + downstream.gradients(number, &state.unsqueeze(0))?.squeeze_dim(0);
+            sum += downstream.gradients(number, &state.unsqueeze(0))?.squeeze_dim(0);
         }
         all.push(parts.effects(site, &(sum / steps.get() as f64))?);
     }

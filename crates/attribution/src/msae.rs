@@ -43,7 +43,7 @@ pub fn msae(
     let next = match sae.config().activation {
         Activation::BatchTopK { .. } => None,
         _ if sae.k() == width => None,
-        _ => Some(next_after(sae.encode_centred(&sae.centre(&observed.input), sae.k() + 1))),
+        _ => Some(next_after(&sae.encode_centred(&sae.centre(&observed.input), sae.k() + 1))),
     };
     let entering = next.map(|next| sae.decode_without_bias(&next).to_kind(Kind::Float));
 
@@ -81,7 +81,7 @@ pub fn msae(
 }
 
 /// The last of the codes of each row, the smallest.
-fn next_after(codes: TopK) -> TopK {
+fn next_after(codes: &TopK) -> TopK {
     let last = codes.indices.size()[1] - 1;
     TopK { indices: codes.indices.narrow(1, last, 1), values: codes.values.narrow(1, last, 1) }
 }

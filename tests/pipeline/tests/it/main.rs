@@ -3,6 +3,7 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod attributing;
 mod bad_data;
 mod bad_model;
 mod bad_sae;
