@@ -7,9 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use attribution::{
-    Ablation, Asked, Downstream, Effects, Pool, Tokens, integrated, integrated_each, msae, one_pass,
-};
+use attribution::{Ablation, Asked, Effects, Pool, Tokens, integrated, integrated_each, msae, one_pass};
 use lmm_prep::Processor;
 use model_kit::TorchArgs;
 use sae_types::{FeatureId, HookPoint};
@@ -190,9 +188,9 @@ impl RunArgs {
             points.iter().cloned().zip(effects.into_iter().map(Found::Tokens)).collect()
         };
         match self.method() {
-            Method::OnePass => Ok((asked.observe()?.0, by_token(one_pass(&asked)?))),
+            Method::OnePass => Ok((asked.score()?, by_token(one_pass(&asked)?))),
             Method::Ig if self.is_together() => {
-                Ok((asked.observe()?.0, by_token(integrated(&asked, self.steps)?)))
+                Ok((asked.score()?, by_token(integrated(&asked, self.steps)?)))
             }
             Method::Ig => {
                 let fast = one_pass(&asked)?;
@@ -201,12 +199,12 @@ impl RunArgs {
                     integrated_each(&asked, site, &features, self.steps, self.asking.rows)
                 };
                 let effects = (0..points.len()).map(each).collect::<Result<_, _>>()?;
-                Ok((asked.observe()?.0, by_token(effects)))
+                Ok((asked.score()?, by_token(effects)))
             }
             Method::Msae => {
                 let of = |site| msae(&asked, site, shortlist.of(&points[site]), self.asking.rows);
                 let effects = (0..points.len()).map(of).collect::<Result<_, _>>()?;
-                Ok((asked.observe()?.0, by_token(effects)))
+                Ok((asked.score()?, by_token(effects)))
             }
             Method::Exact => {
                 let ablation = Ablation::new(&asked, self.asking.rows)?;

@@ -158,6 +158,19 @@ impl<'a> Asked<'a> {
         self.question
     }
 
+    /// The score in the model's own pass.
+    ///
+    /// # Errors
+    /// When the pass fails.
+    pub fn score(&self) -> Result<f64, AttributionError> {
+        let _guard = tch::no_grad_guard();
+        let batch = batch(self.model, &self.tokens, 1)?;
+        let last =
+            self.model.run_on(&batch, &self.first, &mut Hooks::new()).map_err(AttributionError::model)?;
+        let last = last.expect("a pass that is not stopped has a last hidden state");
+        Ok(self.question.score(self.model, &last).double_value(&[0]))
+    }
+
     /// A hook that puts `states` in the place of what a site gives.
     fn replacing<'h>(&self, site: usize, states: &'h Tensor) -> Hooks<'h> {
         let point = self.places[site].point.clone();

@@ -101,6 +101,7 @@ fn ablations_are_those_of_an_ordinary_pass() {
         let exact = Ablation::new(&asked, n(4)).unwrap();
         let (point, sae) = (places[0].point(), places[0].sae());
         near(exact.score(), plain(&model, &question, point, |x| x), 1e-5, "clean");
+        near(asked.score().unwrap(), exact.score(), 1e-5, "the same without a graph");
         let fast = one_pass(&asked).unwrap().remove(0);
         let features = on(&fast);
         let effects = exact.features(0, &features).unwrap();

@@ -54,11 +54,17 @@ fn effects_are_found_written_and_drawn() {
     scratch.refuses("sae-attribute", "filters exact --save-dir again", 1, &["--per-token"]);
     scratch.run("sae-attribute", &format!("{RUN} each --method ig --steps 2 --top 3"));
     scratch.run("sae-attribute", &format!("{RUN} small --load-in-8bit"));
-    let check = scratch
-        .run("sae-attribute", "check model --sae sae --data data.json --chat --top 5 --steps 3 --json");
+    let check = scratch.run("sae-attribute", "check model --sae sae --data data.json --chat --top 20 --json");
     let rows: Vec<Value> = serde_json::from_str(&check.stdout).unwrap();
     assert_eq!(rows.len(), 4);
-    assert!(rows.iter().all(|row| row["n"] == 5), "{check}");
+    assert!(rows.iter().all(|row| row["n"] == 20), "{check}");
+    // An untrained autoencoder's features are far too long for one gradient; ten steps follow them. (Of a trained one 0.995,
+    // docs/attribution.md.)
+    let spearman = |row: &Value| row["spearman"].as_f64().unwrap();
+    for hook in ["model.layers.1", "model.layers.2"] {
+        let of = |method| rows.iter().find(|row| row["hook"] == hook && row["method"] == method).unwrap();
+        assert!(spearman(of("ig")) > 0.8 && spearman(of("ig")) > spearman(of("one-pass")), "{check}");
+    }
 }
 
 #[test]
