@@ -165,16 +165,25 @@ impl<'a> Asked<'a> {
     pub fn score(&self) -> Result<f64, AttributionError> {
         let _guard = tch::no_grad_guard();
         let batch = batch(self.model, &self.tokens, 1)?;
-        let last =
-            self.model.run_on(&batch, &self.first, &mut Hooks::new()).map_err(AttributionError::model)?;
-        let last = last.expect("a pass that is not stopped has a last hidden state");
-        Ok(self.question.score(self.model, &last).double_value(&[0]))
+        Ok(self.scores_of(&batch, &self.first, Hooks::new())?.double_value(&[0]))
     }
 
     /// A hook that puts `states` in the place of what a site gives.
     fn replacing<'h>(&self, site: usize, states: &'h Tensor) -> Hooks<'h> {
         let point = self.places[site].point.clone();
         Hooks::new().replace(point, |_, tensor| states.to_kind(tensor.kind()).reshape(tensor.size()))
+    }
+
+    /// The scores of a pass taken up midway.
+    fn scores_of(
+        &self,
+        batch: &Batch,
+        from: &Midway,
+        mut hooks: Hooks<'_>,
+    ) -> Result<Tensor, AttributionError> {
+        let last = self.model.run_on(batch, from, &mut hooks).map_err(AttributionError::model)?;
+        let last = last.expect("a pass that is not stopped has a last hidden state");
+        Ok(self.question.score(self.model, &last))
     }
 
     fn copies(&self, site: usize, states: &Tensor) -> Result<(Batch, Midway), AttributionError> {
@@ -208,10 +217,7 @@ impl Downstream for Asked<'_> {
 
     fn scores(&self, site: usize, states: &Tensor) -> Result<Tensor, AttributionError> {
         let (batch, from) = self.copies(site, states)?;
-        let mut hooks = self.replacing(site, states);
-        let last = self.model.run_on(&batch, &from, &mut hooks).map_err(AttributionError::model)?;
-        let last = last.expect("a pass that is not stopped has a last hidden state");
-        Ok(self.question.score(self.model, &last))
+        self.scores_of(&batch, &from, self.replacing(site, states))
     }
 
     fn gradients(&self, site: usize, states: &Tensor) -> Result<Tensor, AttributionError> {
