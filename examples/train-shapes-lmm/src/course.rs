@@ -26,7 +26,7 @@ const SAVE_EVERY: usize = 250;
 #[derive(clap::Args, Debug)]
 pub(crate) struct CourseArgs {
     /// Highest learning rate of both phases
-    #[arg(long, default_value_t = 2e-3)]
+    #[arg(long, default_value_t = 1.5e-3)]
     pub(crate) learning_rate: f64,
     /// Seed of parameters and question order
     #[arg(long, default_value_t = 7)]

@@ -51,10 +51,10 @@ pub(crate) struct TrainExplainerArgs {
     #[arg(long, default_value = "assets/shapes-lmm-l")]
     pub(crate) out: PathBuf,
     /// Steps of the tower's warm-up
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 2000)]
     pub(crate) warm_steps: usize,
     /// Steps of explaining
-    #[arg(long, default_value_t = 2500)]
+    #[arg(long, default_value_t = 4500)]
     pub(crate) steps: usize,
     /// Pictures in a step
     #[arg(long, default_value_t = 40, value_parser = positive)]
