@@ -22,6 +22,11 @@ use crate::steps::Steps;
 const OUT: &str = "demo-out";
 const PAGE: &str = "demo-out/index.html";
 const REPORT: &str = "demo-out/explanations.json";
+const EFFECTS: &str = "demo-out/effects.json";
+
+/// Holds fast attribution against switching features off. It takes 1,000 passes a question.
+const CHECK: &str =
+    "check assets/shapes-lmm-s --sae demo-out/sae --data demo-out/questions/few.json --chat --json";
 
 /// The larger model that explains the features.
 const EXPLAINER: &str = "assets/shapes-lmm-l";
@@ -36,8 +41,20 @@ const LEAST_RECOVERED: f64 = 0.97;
 
 /// What the explanations must reach: the share that say exactly the concept of a specific feature, and how many times that of the
 /// best constant answer it must be.
-const LEAST_EXACT: f64 = 0.3;
-const TIMES_CONSTANT: f64 = 2.0;
+const LEAST_EXACT: f64 = 0.6;
+const TIMES_CONSTANT: f64 = 4.0;
+
+/// What steering and attribution must reach, and on how many scenes: the share of answers that clamping turns into the feature's
+/// concept, beside a random feature's; the share of the strongest features that lie on what was asked about, and how many times that
+/// of random ones it must be.
+const LEAST_SCENES: f64 = 100.0;
+const LEAST_STEERED: f64 = 0.8;
+const MOST_BY_CHANCE: f64 = 0.1;
+const LEAST_ON_OBJECT: f64 = 0.6;
+const TIMES_CHANCE: f64 = 2.0;
+
+/// The rank correlation of integrated gradients with switching features off, over the 100 strongest; a mean over questions.
+const LEAST_CORRELATION: f64 = 0.9;
 
 /// One run of a stage's binary, in the workspace root.
 struct Stage {
@@ -48,7 +65,7 @@ struct Stage {
 }
 
 /// The pipeline, in order. Arguments are split at blanks.
-const STAGES: [Stage; 6] = [
+const STAGES: [Stage; 10] = [
     Stage {
         name: "draw training scenes",
         program: "sae-data",
@@ -86,6 +103,31 @@ const STAGES: [Stage; 6] = [
                     --explanations demo-out/explanations/model_layers_2.json --report demo-out/explanations.json \
                     --out demo-out/index.html",
     },
+    Stage {
+        name: "choose questions",
+        program: "shapes-effects",
+        arguments: "ask --dataset demo-out/test --cache demo-out/cache --report demo-out/explanations.json --concept red \
+                    --out demo-out/questions",
+    },
+    Stage {
+        name: "steer",
+        program: "sae-steer",
+        // Some four times the largest activation: one layer is left to act on, and the scene says otherwise on every patch.
+        arguments: "sweep assets/shapes-lmm-s --sae demo-out/sae --data demo-out/questions/questions.json \
+                    --filters demo-out/questions/filters.json -k 150 --max-new-tokens 4 --batch-size 16 --save-dir demo-out/steered",
+    },
+    Stage {
+        name: "attribute",
+        program: "sae-attribute",
+        arguments: "run assets/shapes-lmm-s --sae demo-out/sae --data demo-out/questions/questions.json --chat \
+                    --save-dir demo-out/attributed",
+    },
+    Stage {
+        name: "count the effects",
+        program: "shapes-effects",
+        arguments: "judge --questions demo-out/questions --dataset demo-out/test --sweep demo-out/steered \
+                    --effects demo-out/attributed --out demo-out/effects.json --page demo-out/effects.html",
+    },
 ];
 
 pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
@@ -122,6 +164,16 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     }
     steps.work("judge the SAE", || judge(&project.root().join(OUT).join("sae/evaluation.json")))?;
     steps.work("judge the explanations", || judge_explanations(&project.root().join(REPORT)))?;
+    steps.work("judge the effects", || judge_effects(&project.root().join(EFFECTS)))?;
+    let attribute = programs.get("sae-attribute").context("no binary sae-attribute was built")?;
+    println!("\n$ sae-attribute {CHECK}");
+    steps.work("check fast attribution", || {
+        let mut command = Command::new(attribute);
+        command.args(CHECK.split_whitespace()).current_dir(project.root()).stderr(Stdio::inherit());
+        let checked = command.output().context("cannot start sae-attribute")?;
+        ensure!(checked.status.success(), "sae-attribute check failed (its log stands above)");
+        judge_check(&checked.stdout)
+    })?;
     let page = project.root().join(PAGE);
     ensure!(page.exists(), "every stage ended well, but there is no {}", page.display());
     steps.work("page", || Ok(format!("    open {}", page.display())))
@@ -213,6 +265,72 @@ fn judge_explanations(report: &Path) -> Result<String> {
     ))
 }
 
+/// Holds steering and attribution against random features.
+fn judge_effects(report: &Path) -> Result<String> {
+    let text = fs::read_to_string(report).with_context(|| format!("cannot read {}", report.display()))?;
+    let measured: Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is no report", report.display()))?;
+    let value = |pointer: &str| {
+        let found = measured.pointer(pointer).and_then(Value::as_f64);
+        found.with_context(|| format!("{} has no {pointer}", report.display()))
+    };
+    let share = |pointer: &str| value(&format!("{pointer}/share"));
+    let (steered, random) = (share("/steering/named")?, share("/steering/random")?);
+    let (strongest, chance) = (share("/attribution/strongest")?, share("/attribution/random")?);
+    let scenes = [value("/steering/scenes")?, value("/attribution/scenes")?];
+    ensure!(scenes.iter().all(|&n| n >= LEAST_SCENES), "{scenes:?} scenes, promised are {LEAST_SCENES}");
+    ensure!(
+        steered >= LEAST_STEERED && random <= MOST_BY_CHANCE,
+        "clamping the feature changes {:.1} % of the answers to its concept and a random one {:.1} %, promised are at least {} % \
+         and at most {} %",
+        100.0 * steered,
+        100.0 * random,
+        100.0 * LEAST_STEERED,
+        100.0 * MOST_BY_CHANCE
+    );
+    ensure!(
+        strongest >= LEAST_ON_OBJECT && strongest >= TIMES_CHANCE * chance,
+        "{:.1} % of the strongest features lie on the object asked about and {:.1} % of random ones, promised are {} % and \
+         {TIMES_CHANCE} times the random ones",
+        100.0 * strongest,
+        100.0 * chance,
+        100.0 * LEAST_ON_OBJECT
+    );
+    Ok(format!(
+        "    clamping the feature changes {:.1} % of {} answers to its concept, a random feature {:.1} %\n    \
+         {:.1} % of the strongest features of {} answers lie on the object asked about, of random features {:.1} %",
+        100.0 * steered,
+        scenes[0],
+        100.0 * random,
+        100.0 * strongest,
+        scenes[1],
+        100.0 * chance
+    ))
+}
+
+/// Holds the rank correlations that `sae-attribute check` printed against what is promised.
+fn judge_check(printed: &[u8]) -> Result<String> {
+    let rows: Vec<Value> = serde_json::from_slice(printed).context("sae-attribute check printed no JSON")?;
+    let mean = |method: &str| {
+        let values: Vec<f64> = rows
+            .iter()
+            .filter(|row| row["method"] == method)
+            .map(|row| row["spearman"].as_f64().context("a row without a correlation"))
+            .collect::<Result<_>>()?;
+        ensure!(!values.is_empty(), "{method} was not checked");
+        Ok(values.iter().sum::<f64>() / values.len() as f64)
+    };
+    let (fast, integrated) = (mean("one-pass")?, mean("ig")?);
+    ensure!(
+        integrated >= LEAST_CORRELATION,
+        "integrated gradients correlate {integrated:.3} with switching features off, promised is {LEAST_CORRELATION}"
+    );
+    Ok(format!(
+        "    rank correlation with switching the 100 strongest features off: one pass {fast:.3}, integrated gradients \
+         {integrated:.3}"
+    ))
+}
+
 /// Builds every binary of the workspace and returns where each lies. The whole workspace is named so that
 /// dependencies get the same features as under `cargo xtask test`, and are built once for both.
 fn build(project: &Project) -> Result<BTreeMap<String, PathBuf>> {
@@ -272,18 +390,57 @@ mod tests {
             judge_explanations(&file)
         };
         assert!(judged(0.6, 0.1).unwrap().contains("60.0 % of 50"));
-        assert!(judged(0.2, 0.05).is_err() && judged(0.6, 0.4).is_err());
+        assert!(judged(0.5, 0.05).is_err() && judged(0.7, 0.4).is_err());
         fs::write(&file, "{}").unwrap();
         assert!(judge_explanations(&file).is_err());
     }
 
     #[test]
-    fn stages_stay_inside_their_folder_and_the_last_makes_the_page() {
+    fn effects_no_better_than_chance_are_not_passed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("effects.json");
+        let judged = |scenes: u32, named: f64, random: f64, strongest: f64, chance: f64| {
+            let share = |share: f64| serde_json::json!({"n": 1, "share": share});
+            let text = serde_json::json!({
+                "steering": {"scenes": scenes, "named": share(named), "random": share(random)},
+                "attribution": {"scenes": scenes, "strongest": share(strongest), "random": share(chance)},
+            });
+            fs::write(&file, text.to_string()).unwrap();
+            judge_effects(&file)
+        };
+        assert!(judged(113, 0.9, 0.01, 0.8, 0.3).unwrap().contains("90.0 % of 113"));
+        for (scenes, named, random, strongest, chance) in [
+            (99, 0.9, 0.0, 0.8, 0.3),
+            (113, 0.7, 0.0, 0.8, 0.3),
+            (113, 0.9, 0.2, 0.8, 0.3),
+            (113, 0.9, 0.0, 0.5, 0.1),
+            (113, 0.9, 0.0, 0.8, 0.5),
+        ] {
+            assert!(judged(scenes, named, random, strongest, chance).is_err());
+        }
+        fs::write(&file, "{}").unwrap();
+        assert!(judge_effects(&file).is_err());
+    }
+
+    #[test]
+    fn attribution_that_cannot_be_trusted_is_not_passed() {
+        let printed = |integrated: f64| {
+            let row =
+                |method: &str, spearman: f64| serde_json::json!({"method": method, "spearman": spearman});
+            serde_json::json!([row("one-pass", 0.7), row("ig", integrated), row("ig", 0.98)]).to_string()
+        };
+        assert!(judge_check(printed(0.96).as_bytes()).unwrap().contains("0.970"));
+        assert!(judge_check(printed(0.8).as_bytes()).is_err());
+        assert!(judge_check(b"[]").is_err() && judge_check(b"no").is_err());
+    }
+
+    #[test]
+    fn stages_stay_inside_their_folder_and_one_makes_the_page() {
         for stage in &STAGES {
             let writes = stage.arguments.split_whitespace().filter(|word| word.starts_with(OUT)).count();
             assert!(writes > 0, "{} writes nowhere", stage.name);
             assert!(!stage.arguments.contains(" /"), "{} names an absolute path", stage.name);
         }
-        assert!(STAGES.last().is_some_and(|stage| stage.arguments.ends_with(PAGE)));
+        assert!(STAGES.iter().any(|stage| stage.arguments.ends_with(PAGE)));
     }
 }

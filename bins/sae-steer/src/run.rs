@@ -17,7 +17,7 @@ const VALUE: f32 = 10.0;
 
 pub(crate) const EXAMPLE: &str = "\
 Example:
-  sae-steer run assets/shapes-lmm-s --sae sae -i scene.png -t \"what color is the circle ?\" -f 17 -k 20 --where image
+  sae-steer run assets/shapes-lmm-s --sae sae -i scene.png -t \"what colour is the circle ?\" -f 17 -k 20 --where image
 
 docs/steering.md says what the modes do.";
 
@@ -34,7 +34,7 @@ pub(crate) struct SteerArgs {
     /// Image to ask about
     #[arg(short, long)]
     image: Option<PathBuf>,
-    /// Features to change, [HOOKPOINT:]FEATURE
+    /// Features to change, `[HOOKPOINT:]FEATURE`
     #[arg(short, long, required = true, num_args = 1.., value_name = "[HOOK:]FEATURE")]
     features: Vec<Target>,
     /// Value of all features, or of each; default: 10

@@ -28,7 +28,7 @@ pub(crate) const SWEEP: &str = "sweep";
 
 pub(crate) const EXAMPLE: &str = "\
 Example:
-  sae-steer sweep assets/shapes-lmm-s --sae sae --dataset shapes-test --samples 100 -t \"what color is the circle ?\" \\
+  sae-steer sweep assets/shapes-lmm-s --sae sae --dataset shapes-test --samples 100 -t \"what colour is the circle ?\" \\
     --filters red.json -k 5 20 --max-new-tokens 8 --save-dir swept
 
 SAVE_DIR/sweep.jsonl has a line per prompt, feature and strength; docs/steering.md explains it and the table.";

@@ -33,6 +33,9 @@ pub(crate) struct AskArgs {
     /// Random features to compare with
     #[arg(long, default_value_t = 10)]
     random: usize,
+    /// Questions of the second, short file
+    #[arg(long, default_value_t = 5)]
+    few: usize,
     /// Folder to make
     #[arg(long)]
     out: PathBuf,
@@ -65,17 +68,21 @@ struct Report {
     features: Vec<Specific>,
 }
 
-/// A specific feature of the report, the most specific first.
+/// A specific feature of the report.
 #[derive(Deserialize)]
 struct Specific {
     feature: FeatureId,
     concept: String,
+    /// Its largest activation anywhere.
+    peak: f32,
     explanation: Option<String>,
 }
 
 pub(crate) const QUESTIONS: &str = "questions.json";
 pub(crate) const FEATURES: &str = "features.json";
 const FILTERS: &str = "filters.json";
+/// The first few questions again, for what takes long.
+const FEW: &str = "few.json";
 
 pub(crate) fn run(args: &AskArgs, seed: u64) -> Result<()> {
     let text =
@@ -99,6 +106,7 @@ pub(crate) fn run(args: &AskArgs, seed: u64) -> Result<()> {
     })]);
     for (name, text) in [
         (QUESTIONS, serde_json::to_string_pretty(&questions)?),
+        (FEW, serde_json::to_string_pretty(&questions[..args.few.min(questions.len())])?),
         (FEATURES, serde_json::to_string_pretty(&features)?),
         (FILTERS, serde_json::to_string(&filters)?),
     ] {
@@ -109,14 +117,15 @@ pub(crate) fn run(args: &AskArgs, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// The most specific feature whose explanation is the concept and right, and others.
+/// The feature that gets strongest of those whose explanation is the concept and right, and others.
 fn features(args: &AskArgs, report: &Report, seed: u64) -> Result<Features> {
     let named = report
         .features
         .iter()
-        .find(|feature| {
+        .filter(|feature| {
             feature.concept == args.concept && feature.explanation.as_ref() == Some(&args.concept)
         })
+        .max_by(|a, b| a.peak.total_cmp(&b.peak))
         .with_context(|| format!("no feature is about {0:?} and explained as {0:?}", args.concept))?
         .feature;
     let about = |feature: FeatureId| {

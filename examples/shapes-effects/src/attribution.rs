@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use activation_view::Grid;
 use anyhow::{Context, Result, ensure};
 use explain::{Cut, HeatMap};
+use image::RgbImage;
 use mm_data::{Dataset, Field, OpenOptions, hub};
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
@@ -46,6 +48,17 @@ pub(crate) struct Attribution {
     pub(crate) strongest: Share,
     /// Of features drawn at random among those that are on in the scene.
     pub(crate) random: Share,
+    /// Of each question, in order.
+    #[serde(skip)]
+    pub(crate) seen: Vec<Seen>,
+}
+
+/// A scene and the features that its answer rests on most.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) picture: RgbImage,
+    /// Each with its effect on the base tile, in all and patch by patch.
+    pub(crate) strongest: Vec<(FeatureId, f64, Grid)>,
 }
 
 /// Reads the folder of `sae-attribute run` about `questions`, in their order.
@@ -69,6 +82,7 @@ pub(crate) fn judge(
 
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let [mut strongest, mut random] = [Proportion::default(); 2];
+    let mut seen = Vec::with_capacity(questions.len());
     for (number, (question, about)) in questions.iter().zip(&about.questions).enumerate() {
         let image = about.images.first().context("a question without an image")?;
         let effects = Effects::read(&file, &format!("{hook}.{number}"))?;
@@ -77,15 +91,23 @@ pub(crate) fn judge(
         let mut by_effect: Vec<(&FeatureId, f64)> =
             maps.iter().map(|(feature, map)| (feature, map.iter().map(|&v| f64::from(v)).sum())).collect();
         by_effect.sort_by(|a, b| b.1.total_cmp(&a.1));
-        for (feature, _) in by_effect.iter().take(TOP).filter(|(_, effect)| *effect > 0.0) {
+        by_effect.truncate(TOP);
+        by_effect.retain(|(_, effect)| *effect > 0.0);
+        for (feature, _) in &by_effect {
             strongest.add(target.holds(&maps[feature], image.base)?);
         }
         let all: Vec<&FeatureId> = maps.keys().collect();
         for feature in all.choose_multiple(&mut rng, TOP) {
             random.add(target.holds(&maps[feature], image.base)?);
         }
+        let (rows, cols) = image.base;
+        let grid = |(feature, effect): (&FeatureId, f64)| {
+            (*feature, effect, Grid::new(rows, cols, maps[feature].clone()))
+        };
+        seen.push(Seen { picture: target.picture, strongest: by_effect.into_iter().map(grid).collect() });
     }
-    Ok(Attribution { scenes: questions.len(), strongest: strongest.into(), random: random.into() })
+    let (strongest, random) = (strongest.into(), random.into());
+    Ok(Attribution { scenes: questions.len(), strongest, random, seen })
 }
 
 /// The effects of one question.
@@ -119,10 +141,9 @@ impl Effects {
     }
 }
 
-/// The pixels of the object that a question is about.
+/// A scene and the pixels of the object that a question is about.
 struct Target {
-    width: u32,
-    height: u32,
+    picture: RgbImage,
     pixels: Vec<bool>,
 }
 
@@ -132,14 +153,16 @@ impl Target {
         let mask = sample.masks.iter().find(|mask| mask.labels.iter().any(|label| label == object));
         let mask = mask.with_context(|| format!("no {object} in the scene"))?;
         let mask = image::load_from_memory(&mask.png).context("decoding a mask")?.into_luma8();
-        let (width, height) = mask.dimensions();
-        Ok(Self { width, height, pixels: mask.as_raw().iter().map(|&value| value >= 128).collect() })
+        let image = sample.images.first().context("a sample without an image")?;
+        let picture = lmm_prep::decode_image(&image.bytes).context("decoding a scene")?;
+        ensure!(mask.dimensions() == picture.dimensions(), "a mask of another size than its scene");
+        Ok(Self { picture, pixels: mask.as_raw().iter().map(|&value| value >= 128).collect() })
     }
 
     /// Whether most of where the map is at least half its largest value lies on the object.
     fn holds(&self, map: &[f32], (rows, cols): (usize, usize)) -> Result<bool> {
         let heat = HeatMap::new(rows, cols, map.iter().map(|value| value.abs()).collect())?;
-        let mask = heat.mask(self.width, self.height, Cut::HalfMaximum);
+        let mask = heat.mask(self.picture.width(), self.picture.height(), Cut::HalfMaximum);
         let on = mask.pixels().iter().filter(|&&on| on).count();
         let both = mask.pixels().iter().zip(&self.pixels).filter(|&(&on, &own)| on && own).count();
         Ok(2 * both > on)
@@ -153,7 +176,7 @@ mod tests {
     #[test]
     fn a_map_lies_where_most_of_its_mask_is() {
         // The object is the left half.
-        let target = Target { width: 4, height: 2, pixels: [true, true, false, false].repeat(2) };
+        let target = Target { picture: RgbImage::new(4, 2), pixels: [true, true, false, false].repeat(2) };
         let holds = |map: [f32; 2]| target.holds(&map, (1, 2)).unwrap();
         assert!(holds([1.0, 0.2]) && holds([-1.0, 0.2]));
         assert!(!holds([0.2, 1.0]) && !holds([1.0, 0.9]));

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::ask::{FEATURES, Features, QUESTIONS, Question};
 use crate::attribution::{self, Attribution};
+use crate::page;
 use crate::steering::{self, Steering};
 
 #[derive(Debug, clap::Args)]
@@ -31,6 +32,9 @@ pub(crate) struct JudgeArgs {
     /// File to write, JSON
     #[arg(long)]
     out: PathBuf,
+    /// Also write an HTML page of scenes
+    #[arg(long)]
+    page: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -46,6 +50,10 @@ pub(crate) fn run(args: &JudgeArgs, seed: u64) -> Result<()> {
     let steering = steering::judge(&args.sweep, &features, concept)?;
     let attribution =
         attribution::judge(&args.effects, &questions, &args.dataset, &features.hook, &args.object, seed)?;
+    if let Some(path) = &args.page {
+        let html = page::html(&questions, &features, &steering, &attribution)?;
+        fs::write(path, html).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let text = serde_json::to_string_pretty(&Judged { steering, attribution })? + "\n";
     fs::write(&args.out, &text).with_context(|| format!("cannot write {}", args.out.display()))?;
     tracing::info!("wrote {}", args.out.display());

@@ -3,6 +3,7 @@
 mod ask;
 mod attribution;
 mod judge;
+mod page;
 mod steering;
 
 use std::process::ExitCode;

@@ -1,6 +1,6 @@
 //! How often clamping a feature turns an answer into its concept.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use crate::ask::Features;
 /// What is read of a line of `sweep.jsonl`.
 #[derive(Deserialize)]
 struct Line {
+    /// The question's number in the file.
     sample: u32,
     feature: FeatureId,
     original: String,
@@ -38,6 +39,9 @@ pub(crate) struct Steering {
     pub(crate) named: Share,
     /// With a random feature clamped to the same value.
     pub(crate) random: Share,
+    /// What was answered to each question, by its number, as the model is and with the named feature clamped.
+    #[serde(skip)]
+    pub(crate) answers: BTreeMap<u32, (String, String)>,
 }
 
 impl From<Proportion> for Share {
@@ -52,22 +56,23 @@ pub(crate) fn judge(sweep: &Path, features: &Features, concept: &str) -> Result<
     let path = sweep.join("sweep.jsonl");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let is_concept = |answer: &str| answer.trim() == concept;
+    let mut answers = BTreeMap::new();
     let [mut before, mut named, mut random] = [Proportion::default(); 3];
-    let mut scenes = BTreeSet::new();
     for (number, line) in text.lines().enumerate() {
         let line: Line = serde_json::from_str(line)
             .with_context(|| format!("line {} of {}", number + 1, path.display()))?;
-        scenes.insert(line.sample);
         if line.feature == features.named {
             before.add(is_concept(&line.original));
             named.add(is_concept(&line.steered));
+            answers.insert(line.sample, (line.original, line.steered));
         } else {
             ensure!(features.random.contains(&line.feature), "feature {} was not asked for", line.feature);
             random.add(is_concept(&line.steered));
         }
     }
     ensure!(named.n > 0 && random.n > 0, "{} lacks the feature or all others", path.display());
-    Ok(Steering { scenes: scenes.len(), before: before.into(), named: named.into(), random: random.into() })
+    let [before, named, random] = [before, named, random].map(Share::from);
+    Ok(Steering { scenes: answers.len(), before, named, random, answers })
 }
 
 #[cfg(test)]
@@ -94,6 +99,7 @@ mod tests {
         let features = Features { hook, named: FeatureId(3), random: vec![FeatureId(5), FeatureId(6)] };
         let steering = judge(folder.path(), &features, "red").unwrap();
         assert_eq!((steering.scenes, steering.before.share), (2, Some(0.0)));
+        assert_eq!(steering.answers[&1], ("blue".to_owned(), " red ".to_owned()));
         assert_eq!((steering.named.n, steering.named.share), (2, Some(1.0)));
         assert_eq!((steering.random.n, steering.random.share), (3, Some(1.0 / 3.0)));
         let other = Features { random: vec![FeatureId(5)], ..features };
