@@ -13,6 +13,8 @@ pub enum AttentionMask {
     ///
     /// A query that may see nothing has no defined output; mark at least one key for each.
     Allowed(Tensor),
+    /// All of them, with `[batch or 1, heads or 1, queries, keys]`, in the dtype of the query, added to the scaled scores.
+    Added(Tensor),
 }
 
 /// Scaled dot-product attention; scores are scaled by `head_dim^-0.5`.
@@ -36,10 +38,10 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: &AttentionM
             let grouped = key_heads != heads;
             Tensor::scaled_dot_product_attention(query, key, value, none, 0.0, causal, None, grouped)
         }
-        AttentionMask::Allowed(allowed) => {
+        AttentionMask::Allowed(mask) | AttentionMask::Added(mask) => {
             // With a mask the grouped kernels are not to be had everywhere, so keys and values are repeated.
             let (key, value) = (repeat_heads(key, heads), repeat_heads(value, heads));
-            Tensor::scaled_dot_product_attention(query, &key, &value, Some(allowed), 0.0, false, None, false)
+            Tensor::scaled_dot_product_attention(query, &key, &value, Some(mask), 0.0, false, None, false)
         }
     }
 }

@@ -53,6 +53,10 @@ fn attention_equals_its_formula_for_every_mask_and_grouping() {
                 1e-6,
             );
         }
+        // What is added weighs; a very low score is as good as none.
+        let low = Tensor::zeros([1, 1, 5, 5], OPTIONS).masked_fill(&band.logical_not(), -1e9);
+        let got = attention(&query, &key, &value, &AttentionMask::Added(low));
+        assert_close(&got, &naive(&query, &key, &value, &band), 1e-6);
         // One query sees all keys, causal or not.
         let last = query.narrow(2, 4, 1);
         let got = attention(&last, &key, &value, &AttentionMask::Causal);

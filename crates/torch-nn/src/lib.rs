@@ -4,8 +4,8 @@
 //!   error, never a silent run on the CPU.
 //! * [`Weights`]: the tensors of a model folder (one or many safetensors files, memory-mapped) or of a map. Every
 //!   tensor a model asks for and does not find, finds in another shape, or does not ask for at all is reported by name.
-//! * [`Linear`], [`Embedding`], [`LayerNorm`], [`RmsNorm`], [`Activation`], [`Rope`], [`attention`]: layers whose only
-//!   state is their tensors, so that gradients flow to whatever these were made from.
+//! * [`Linear`], [`Embedding`], [`Conv2d`], [`ConvTranspose2d`], [`LayerNorm`], [`RmsNorm`], [`GroupNorm`], [`Activation`], [`Rope`],
+//!   [`attention`]: layers whose only state is their tensors, so that gradients flow to whatever these were made from.
 //! * [`WeightPrecision`], [`QuantisedMatrix`], [`Quantisation`]: matrices in 8 bits for models that are only read, and what
 //!   that costs in accuracy.
 //!
@@ -35,6 +35,7 @@
 mod activation;
 mod allocator;
 mod attention;
+mod conv;
 mod device;
 mod error;
 mod linear;
@@ -46,6 +47,7 @@ mod weights;
 pub use activation::Activation;
 pub use allocator::keep_freed_memory;
 pub use attention::{AttentionMask, attention, merge_heads, split_heads};
+pub use conv::{Conv2d, ConvTranspose2d, GroupNorm};
 pub use device::{DeviceChoice, DtypeChoice, device_memory};
 pub use error::{Mismatch, NnError};
 pub use linear::{Embedding, Linear};
