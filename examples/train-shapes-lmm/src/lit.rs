@@ -45,6 +45,9 @@ const UNCLEAR: u32 = 3;
 const LEAST_LIT: f64 = 0.3;
 const MOST_SPILT: f64 = 0.2;
 
+/// Share of the sets learnt from in which one picture need not show all that the others do.
+const ODD_SHARE: f64 = 0.25;
+
 /// One picture: a scene, where it is lit, and the objects that are.
 pub(crate) struct LitPicture {
     pub(crate) scene: Scene,
@@ -145,7 +148,19 @@ impl LitSet {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(index);
         loop {
-            if let Some(set) = Self::draw(&mut rng, seed, n) {
+            if let Some(set) = Self::draw(&mut rng, seed, n, None) {
+                return set;
+            }
+        }
+    }
+
+    /// The same for learning: in some sets one picture of many shares less than the others do, which is what readers overlook.
+    pub(crate) fn lesson(seed: u64, index: u64, n: usize) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(index);
+        let odd = rng.random_bool(ODD_SHARE).then(|| rng.random_range(0..n));
+        loop {
+            if let Some(set) = Self::draw(&mut rng, seed, n, odd) {
                 return set;
             }
         }
@@ -159,15 +174,18 @@ impl LitSet {
         Self { pictures: vec![LitPicture { scene, heat, masking: Masking::default(), lit }] }
     }
 
-    fn draw(rng: &mut ChaCha8Rng, seed: u64, n: usize) -> Option<Self> {
+    /// Draws a set whose picture `odd` need not show all that the others do; `None` where what they share is unclear.
+    fn draw(rng: &mut ChaCha8Rng, seed: u64, n: usize, odd: Option<usize>) -> Option<Self> {
         let wanted = wanted(rng);
         let cut = if rng.random_bool(0.7) { Cut::HalfMaximum } else { Cut::Positive };
         let edges = if rng.random_bool(0.6) { Edges::Bilinear } else { Edges::Nearest };
         let dim = if rng.random_bool(0.6) { 31 } else { rng.random_range(0..64) };
         let masking = Masking { cut, edges, dim };
         let mut pictures = Vec::with_capacity(n);
+        let less = odd.map_or(wanted, |_| wanted.less(rng));
         while pictures.len() < n {
             let scene = Scene::generate(seed, rng.random());
+            let wanted = if odd == Some(pictures.len()) { less } else { wanted };
             pictures.extend(LitPicture::draw(rng, &scene, wanted, masking));
         }
         let shared = Shared::of(&pictures)?.description;
@@ -279,6 +297,17 @@ enum Wanted {
     Objects(Attributes),
     Background,
     Nothing,
+}
+
+impl Wanted {
+    /// Some of it, or nothing; a background is lit in all pictures or in none.
+    fn less(self, rng: &mut ChaCha8Rng) -> Self {
+        match self {
+            Self::Objects(attributes) if rng.random_bool(0.5) => Self::Objects(attributes.part(rng)),
+            Self::Objects(_) => Self::Nothing,
+            other => other,
+        }
+    }
 }
 
 fn wanted(rng: &mut ChaCha8Rng) -> Wanted {
@@ -450,6 +479,22 @@ mod tests {
         }
         assert!(kinds[UNABLE] > 10 && kinds[BACKGROUND] > 5 && kinds["red"] > 3, "{kinds:?}");
         assert!(*kinds.values().max().unwrap() < 90, "{kinds:?}");
+    }
+
+    #[test]
+    fn in_some_lessons_one_picture_shares_less() {
+        let exact = |set: &LitSet| set.all().answer();
+        let but_one = |set: &LitSet| {
+            (0..5).any(|odd| {
+                let others = set.pictures.iter().enumerate().filter(|&(i, _)| i != odd);
+                let objects: Vec<&Object> = others.flat_map(|(_, picture)| picture.lit_objects()).collect();
+                let shared = objects.iter().map(|object| Attributes::of(object)).reduce(Attributes::and);
+                shared.is_some_and(|shared| !shared.is_open() && !exact(set).contains(&shared.text()))
+            })
+        };
+        let count = |draw: fn(u64, u64, usize) -> LitSet| (0..300).filter(|&i| but_one(&draw(7, i, 5))).count();
+        let (plain, lessons) = (count(LitSet::generate), count(LitSet::lesson));
+        assert!(lessons > plain + 15, "{lessons} of 300 lessons beside {plain} of 300 plain sets");
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Prepared {
     fn new(processor: &Processor, seed: u64, index: u64, pictures: Pictures) -> Result<Self> {
         let set = match pictures {
             Pictures::Unmasked => LitSet::unmasked(seed, index),
-            Pictures::Masked(n) => LitSet::generate(seed, index, n),
+            Pictures::Masked(n) => LitSet::lesson(seed, index, n),
         };
         let images: Vec<_> = set.pictures.iter().map(LitPicture::render).collect();
         let inputs = processor.prepare(&prompt(images.len()), &images)?;
