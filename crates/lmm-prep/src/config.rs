@@ -1,5 +1,7 @@
-//! Mirrors of a LLaVA-NeXT folder's JSON files; here `config.json`, in the submodules the others.
+//! Mirrors of model folders' JSON files; here `config.json` of LLaVA-NeXT, in the submodules the others.
 
+mod clip;
+mod dinov2;
 mod generation;
 mod preprocessor;
 mod processor;
@@ -14,12 +16,22 @@ use serde_json::{Map, Value};
 use crate::error::PrepError;
 use crate::json::Fields;
 
+pub use clip::{ClipConfig, ClipTextConfig};
+pub use dinov2::Dinov2Config;
 pub use generation::GenerationConfig;
 pub use preprocessor::{PreprocessorConfig, TargetSize};
 pub use processor::ProcessorConfig;
 pub use text::{RopeScaling, TextConfig, TextFamily};
-pub use tokenizer::{AddedToken, TokenizerClass, TokenizerConfig};
+pub use tokenizer::{AddedToken, BertText, TokenizerClass, TokenizerConfig};
 pub use vision::ClipVisionConfig;
+
+/// The `model_type` that `config.json` of a model folder names: which of the mirrors reads it.
+///
+/// # Errors
+/// [`PrepError::Read`], [`PrepError::Json`], or [`PrepError::Field`] where there is none.
+pub fn model_type(folder: &Path) -> Result<String, PrepError> {
+    Fields::open(&folder.join("config.json"))?.required("model_type")
+}
 
 /// Height and width of an image or a canvas, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +67,11 @@ impl Activation {
     const KNOWN: &'static str = "one of silu, swish, gelu, gelu_python, gelu_new, gelu_pytorch_tanh, \
                                  gelu_python_tanh, quick_gelu, relu";
 
-    fn take(fields: &mut Fields, name: &str, default: Self) -> Result<Self, PrepError> {
+    /// The nonlinearity the field `name` names, or `default` where the key is absent.
+    ///
+    /// # Errors
+    /// [`PrepError::Field`] for a name that is not known.
+    pub fn take(fields: &mut Fields, name: &str, default: Self) -> Result<Self, PrepError> {
         let Some(value) = fields.value(name) else { return Ok(default) };
         match value.as_str() {
             Some("silu" | "swish") => Ok(Self::Silu),

@@ -1,6 +1,7 @@
 //! Image files to 8-bit RGB, as PIL's `Image.open(file).convert("RGB")` gives them.
 
 use std::io::Cursor;
+use std::path::Path;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
@@ -48,6 +49,16 @@ pub fn decode_image_upright(bytes: &[u8]) -> Result<RgbImage, PrepError> {
     let decoded = Decoded::new(bytes)?;
     let orientation = decoded.orientation;
     decoded.rgb(orientation)
+}
+
+/// Reads an image file, upright as [`decode_image_upright`] turns it.
+///
+/// # Errors
+/// [`PrepError::Read`] where the file cannot be had, [`PrepError::ImageFile`] where it is no image.
+pub fn read_image_upright(path: &Path) -> Result<RgbImage, PrepError> {
+    let bytes = std::fs::read(path).map_err(|source| PrepError::Read { path: path.to_owned(), source })?;
+    decode_image_upright(&bytes)
+        .map_err(|source| PrepError::ImageFile { path: path.to_owned(), source: Box::new(source) })
 }
 
 struct Decoded {

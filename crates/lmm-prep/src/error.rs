@@ -57,6 +57,15 @@ pub enum PrepError {
         /// What the image holds.
         what: String,
     },
+    /// A file is no image this crate can decode.
+    #[error("cannot read the image {}", path.display())]
+    ImageFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<PrepError>,
+    },
     /// An image has no pixels.
     #[error("the image is {height} x {width} pixels (height x width): nothing to see")]
     EmptyImage {

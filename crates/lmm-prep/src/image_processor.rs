@@ -1,40 +1,37 @@
-//! From an RGB image to normalised tiles: the pixel half of a LLaVA-NeXT processor.
+//! From an RGB image to normalised tiles, or to one: the pixel half of a processor.
 
 use image::RgbImage;
-use ndarray::Array4;
+use ndarray::{Array3, Array4};
 use rayon::prelude::*;
 
 use crate::anyres::{TileGrid, best_canvas, fitted_size};
 use crate::config::{PreprocessorConfig, Size, TargetSize};
 use crate::error::PrepError;
 use crate::inputs::ImageTiles;
+use crate::pixel_scale::{PixelScale, PixelStatistics};
 use crate::resample::resize;
 
-/// Equal to transformers 4.57's `LlavaNextImageProcessor` (the PIL one), to the bit.
+/// Equal to transformers 4.57's `LlavaNextImageProcessor` ([`ImageProcessor::tiles`]), `CLIPImageProcessor` and
+/// `BitImageProcessor` ([`ImageProcessor::whole`]; the PIL ones), to the bit.
 ///
 /// Two differences, both where Python guesses: images 1 or 3 pixels high are not taken for channels-first arrays, and
-/// tiles are never padded to the largest count of a batch. `LlavaNextImageProcessorFast` resizes by torchvision instead of
-/// PIL; its pixels differ in the last bits and are not reproduced.
+/// tiles are never padded to the largest count of a batch. The `Fast` classes resize by torchvision instead of PIL; their
+/// pixels differ in the last bits and are not reproduced.
 #[derive(Clone, Debug)]
 pub struct ImageProcessor {
     config: PreprocessorConfig,
-    /// What each of a channel's 256 values becomes.
-    tables: [[f32; 256]; 3],
+    scale: PixelScale,
 }
 
 impl ImageProcessor {
     /// A processor with these settings.
     pub fn new(config: PreprocessorConfig) -> Self {
-        let tables = std::array::from_fn(|channel| {
-            // Python rescales in double, rounds to single, then normalises in single.
-            let (mean, std) = (config.image_mean[channel] as f32, config.image_std[channel] as f32);
-            std::array::from_fn(|value| {
-                let pixel = value as f64;
-                let scaled = if config.do_rescale { pixel * config.rescale_factor } else { pixel } as f32;
-                if config.do_normalize { (scaled - mean) / std } else { scaled }
-            })
-        });
-        Self { config, tables }
+        let statistics = PixelStatistics { mean: config.image_mean, std: config.image_std };
+        let scale = PixelScale::new(
+            config.do_rescale.then_some(config.rescale_factor),
+            config.do_normalize.then_some(statistics),
+        );
+        Self { config, scale }
     }
 
     /// The settings.
@@ -99,8 +96,28 @@ impl ImageProcessor {
         let flat = pixels.as_slice_mut().expect("a new array is contiguous");
         flat.par_chunks_mut(3 * side * side)
             .zip(&regions)
-            .for_each(|(tile, region)| self.finish(region, side, tile));
+            .for_each(|(tile, region)| self.finish(region, (side, side), tile));
         Ok(ImageTiles { pixels, original, grid })
+    }
+
+    /// The whole `image` as one tile `[3, height, width]`: resized, cropped about its centre and normalised as the settings
+    /// say, `image_grid_pinpoints` aside.
+    ///
+    /// # Errors
+    /// [`PrepError::EmptyImage`] for an image without pixels.
+    pub fn whole(&self, image: &RgbImage) -> Result<Array3<f32>, PrepError> {
+        if image.height() == 0 || image.width() == 0 {
+            return Err(PrepError::EmptyImage { height: image.height(), width: image.width() });
+        }
+        let region = Region::whole(image);
+        let size = self.finished_size(&region);
+        let (height, width) = (size.height as usize, size.width as usize);
+        let mut pixels = Array3::zeros((3, height, width));
+        // A new array is contiguous.
+        if let Some(flat) = pixels.as_slice_mut() {
+            self.finish(&region, (height, width), flat);
+        }
+        Ok(pixels)
     }
 
     /// The size a tile has once it is resized and cropped.
@@ -125,27 +142,33 @@ impl ImageProcessor {
         }
     }
 
-    /// Resizes, crops and normalises one tile into `tile`, `[3, side, side]`.
-    fn finish(&self, region: &Region<'_>, side: usize, tile: &mut [f32]) {
+    /// Resizes, crops and normalises one tile into `tile`, `[3, height, width]`.
+    fn finish(&self, region: &Region<'_>, (height, width): (usize, usize), tile: &mut [f32]) {
         let size = self.resized_size(region);
         let whole = (size.height as usize, size.width as usize);
         let resized;
         let region = if whole == (region.height, region.width) {
             region
         } else {
-            resized = resize(&region.copied(), size.height, size.width, self.config.resample);
+            let filter = self.config.resample;
+            resized = if region.is_whole() {
+                resize(region.image, size.height, size.width, filter)
+            } else {
+                resize(&region.copied(), size.height, size.width, filter)
+            };
             &Region::whole(&resized)
         };
         // A crop larger than the tile shows zeros around it, a smaller one its middle. Python rounds both down.
-        let top = (whole.0 as i64 - side as i64).div_euclid(2);
-        let left = (whole.1 as i64 - side as i64).div_euclid(2);
-        let blank: [f32; 3] = std::array::from_fn(|channel| self.tables[channel][0]);
-        let (red, rest) = tile.split_at_mut(side * side);
-        let (green, blue) = rest.split_at_mut(side * side);
+        let top = (whole.0 as i64 - height as i64).div_euclid(2);
+        let left = (whole.1 as i64 - width as i64).div_euclid(2);
+        let blank: [f32; 3] = std::array::from_fn(|channel| self.scale.table(channel)[0]);
+        let (red, rest) = tile.split_at_mut(height * width);
+        let (green, blue) = rest.split_at_mut(height * width);
         let first = (-left).max(0) as usize;
-        let last = (whole.1 as i64 - left).min(side as i64) as usize;
+        let last = (whole.1 as i64 - left).min(width as i64) as usize;
         let rows =
-            red.chunks_exact_mut(side).zip(green.chunks_exact_mut(side)).zip(blue.chunks_exact_mut(side));
+            red.chunks_exact_mut(width).zip(green.chunks_exact_mut(width)).zip(blue.chunks_exact_mut(width));
+        let tables: [&[f32; 256]; 3] = std::array::from_fn(|channel| self.scale.table(channel));
         for (y, ((red, green), blue)) in rows.enumerate() {
             let source_row = y as i64 + top;
             if !(0..whole.0 as i64).contains(&source_row) {
@@ -162,9 +185,9 @@ impl ImageProcessor {
                 region.row(source_row as usize)[(first as i64 + left) as usize * 3..].chunks_exact(3);
             let planes = red[first..last].iter_mut().zip(&mut green[first..last]).zip(&mut blue[first..last]);
             for (((red, green), blue), pixel) in planes.zip(pixels) {
-                *red = self.tables[0][usize::from(pixel[0])];
-                *green = self.tables[1][usize::from(pixel[1])];
-                *blue = self.tables[2][usize::from(pixel[2])];
+                *red = tables[0][usize::from(pixel[0])];
+                *green = tables[1][usize::from(pixel[1])];
+                *blue = tables[2][usize::from(pixel[2])];
             }
         }
     }
@@ -189,6 +212,10 @@ impl<'a> Region<'a> {
         let height = side.min(image.height() as usize - top);
         let width = side.min(image.width() as usize - left);
         Self { image, top, left, height, width }
+    }
+
+    fn is_whole(&self) -> bool {
+        (self.height, self.width) == (self.image.height() as usize, self.image.width() as usize)
     }
 
     /// Bytes of one row, red green blue.

@@ -1,6 +1,7 @@
 //! Reads JSON configuration files field by field, so that every complaint names file and field.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -8,7 +9,8 @@ use serde_json::{Map, Value};
 use crate::error::PrepError;
 
 /// The object of one configuration file, or of one object inside it. Fields are taken out; what stays is `extra`.
-pub(crate) struct Fields {
+#[derive(Debug)]
+pub struct Fields {
     path: PathBuf,
     prefix: String,
     map: Map<String, Value>,
@@ -16,7 +18,10 @@ pub(crate) struct Fields {
 
 impl Fields {
     /// The object a file holds.
-    pub(crate) fn open(path: &Path) -> Result<Self, PrepError> {
+    ///
+    /// # Errors
+    /// [`PrepError::Read`], [`PrepError::Json`], or [`PrepError::Field`] where the file holds no object.
+    pub fn open(path: &Path) -> Result<Self, PrepError> {
         let text =
             fs::read_to_string(path).map_err(|source| PrepError::Read { path: path.into(), source })?;
         Self::parse(&text, path)
@@ -28,7 +33,10 @@ impl Fields {
     }
 
     /// The object `text` holds; `path` is for messages only.
-    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, PrepError> {
+    ///
+    /// # Errors
+    /// As [`Fields::open`], but for reading.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, PrepError> {
         let value =
             serde_json::from_str(text).map_err(|source| PrepError::Json { path: path.into(), source })?;
         Self::of(path.into(), String::new(), value)
@@ -47,7 +55,7 @@ impl Fields {
     }
 
     /// A complaint about the field `name`.
-    pub(crate) fn error(&self, name: &str, expected: impl Into<String>, got: impl Into<String>) -> PrepError {
+    pub fn error(&self, name: &str, expected: impl Into<String>, got: impl Into<String>) -> PrepError {
         PrepError::Field {
             path: self.path.clone(),
             field: self.dotted(name),
@@ -61,12 +69,15 @@ impl Fields {
     }
 
     /// The raw value, taken out; `None` where the key is absent.
-    pub(crate) fn value(&mut self, name: &str) -> Option<Value> {
+    pub fn value(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name)
     }
 
     /// The object under `name`; absent and `null` are `None`.
-    pub(crate) fn nullable_object(&mut self, name: &str) -> Result<Option<Self>, PrepError> {
+    ///
+    /// # Errors
+    /// [`PrepError::Field`] where the value is no object.
+    pub fn nullable_object(&mut self, name: &str) -> Result<Option<Self>, PrepError> {
         match self.map.remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => Self::of(self.path.clone(), self.dotted(name), value).map(Some),
@@ -74,7 +85,10 @@ impl Fields {
     }
 
     /// A value that must be there and not `null`.
-    pub(crate) fn required<T: FromJson>(&mut self, name: &str) -> Result<T, PrepError> {
+    ///
+    /// # Errors
+    /// [`PrepError::Field`] where it is not, or not of this type.
+    pub fn required<T: FromJson>(&mut self, name: &str) -> Result<T, PrepError> {
         match self.map.remove(name) {
             None => Err(self.error(name, T::EXPECTED, "nothing (the key is missing)")),
             Some(value) => self.convert(name, &value),
@@ -82,19 +96,39 @@ impl Fields {
     }
 
     /// A value, or `default` where the key is absent. `null` is refused: Python would carry `None` into arithmetic.
-    pub(crate) fn or<T: FromJson>(&mut self, name: &str, default: T) -> Result<T, PrepError> {
+    ///
+    /// # Errors
+    /// [`PrepError::Field`] where the value is not of this type.
+    pub fn or<T: FromJson>(&mut self, name: &str, default: T) -> Result<T, PrepError> {
         match self.map.remove(name) {
             None => Ok(default),
             Some(value) => self.convert(name, &value),
         }
     }
 
-    /// A value that may be `null`; an absent key gives `default`.
-    pub(crate) fn nullable<T: FromJson>(
+    /// A number from `range`, or `default` where the key is absent.
+    ///
+    /// # Errors
+    /// [`PrepError::Field`] where the value is no such number.
+    pub fn within(
         &mut self,
         name: &str,
-        default: Option<T>,
-    ) -> Result<Option<T>, PrepError> {
+        default: usize,
+        range: RangeInclusive<usize>,
+    ) -> Result<usize, PrepError> {
+        let value = self.or(name, default)?;
+        if range.contains(&value) {
+            return Ok(value);
+        }
+        let expected = format!("{} to {}", range.start(), range.end());
+        Err(self.error(name, expected, value.to_string()))
+    }
+
+    /// A value that may be `null`; an absent key gives `default`.
+    ///
+    /// # Errors
+    /// [`PrepError::Field`] where the value is not of this type.
+    pub fn nullable<T: FromJson>(&mut self, name: &str, default: Option<T>) -> Result<Option<T>, PrepError> {
         match self.map.remove(name) {
             None => Ok(default),
             Some(Value::Null) => Ok(None),
@@ -107,7 +141,7 @@ impl Fields {
     }
 
     /// What nobody asked for, kept so that nothing is lost.
-    pub(crate) fn into_extra(self) -> Map<String, Value> {
+    pub fn into_extra(self) -> Map<String, Value> {
         if !self.map.is_empty() {
             let keys: Vec<&str> = self.map.keys().map(String::as_str).collect();
             tracing::debug!(path = %self.path.display(), prefix = %self.prefix, ?keys, "fields kept but not used");
@@ -126,7 +160,7 @@ fn shown(value: &Value) -> String {
 }
 
 /// Types a field can have. No coercion: a string is not a number, 1.5 is not an integer.
-pub(crate) trait FromJson: Sized {
+pub trait FromJson: Sized {
     /// What to say when the value does not fit.
     const EXPECTED: &'static str;
     /// The value, if it fits.
@@ -165,6 +199,16 @@ impl FromJson for f64 {
     const EXPECTED: &'static str = "a number";
     fn from_json(value: &Value) -> Option<Self> {
         value.as_f64()
+    }
+}
+
+impl FromJson for [f64; 3] {
+    const EXPECTED: &'static str = "one number or three";
+    fn from_json(value: &Value) -> Option<Self> {
+        match value {
+            Value::Array(_) => Vec::<f64>::from_json(value)?.try_into().ok(),
+            number => f64::from_json(number).map(|number| [number; 3]),
+        }
     }
 }
 

@@ -28,13 +28,16 @@
 //! * [`decode_image`]: `Image.open(file).convert("RGB")`, but for JPEG's rounding;
 //! * [`resize`]: `Image.resize`, bit for bit; [`best_canvas`], [`fitted_size`], [`TileGrid`]: the anyres geometry, in
 //!   integers and doubles, never in single precision;
-//! * [`ImageProcessor`]: `LlavaNextImageProcessor`'s pixel values, bit for bit;
+//! * [`ImageProcessor`]: `LlavaNextImageProcessor`'s pixel values, bit for bit, and `CLIPImageProcessor`'s;
 //! * [`Tokenizer`] and [`ChatTemplate`]: ids, decoded text and rendered conversations;
 //! * [`LlavaNextConfig`] and its like: each file read as the Python class reads it, defaults included. Keys that nothing
-//!   reads are kept in `extra`; values that are not understood are errors naming file and field, never guesses.
+//!   reads are kept in `extra`; values that are not understood are errors naming file and field, never guesses. [`Fields`] is
+//!   how, for mirrors of other models' files too.
 //!
 //! This crate refuses libtorch, so that inputs can be prepared, cached and tested without it; and the network: a folder is
-//! a local path. It reads LLaVA-NeXT with a CLIP tower and a Llama, Mistral or Qwen2 text model, nothing else.
+//! a local path. It reads LLaVA-NeXT with a CLIP tower and a Llama, Mistral or Qwen2 text model, CLIP itself
+//! ([`ClipConfig`], [`PreprocessorConfig::load_whole`], [`Tokenizer::load_or`]), DINOv2, and
+//! tokenizers of BERT.
 
 mod anyres;
 mod chat;
@@ -45,6 +48,7 @@ mod image_processor;
 mod inputs;
 mod json;
 mod layout;
+mod pixel_scale;
 mod processor;
 mod resample;
 mod text_stream;
@@ -54,15 +58,17 @@ mod turns;
 pub use anyres::{TileGrid, best_canvas, fitted_size};
 pub use chat::{ChatOptions, ChatTemplate, Content, Message, Part};
 pub use config::{
-    Activation, AddedToken, ClipVisionConfig, FeatureSelect, GenerationConfig, LlavaNextConfig,
-    PreprocessorConfig, ProcessorConfig, RopeScaling, Size, TargetSize, TextConfig, TextFamily,
-    TokenizerClass, TokenizerConfig,
+    Activation, AddedToken, BertText, ClipConfig, ClipTextConfig, ClipVisionConfig, Dinov2Config,
+    FeatureSelect, GenerationConfig, LlavaNextConfig, PreprocessorConfig, ProcessorConfig, RopeScaling, Size,
+    TargetSize, TextConfig, TextFamily, TokenizerClass, TokenizerConfig, model_type,
 };
-pub use decode::{decode_image, decode_image_upright};
+pub use decode::{decode_image, decode_image_upright, read_image_upright};
 pub use error::PrepError;
 pub use image_processor::ImageProcessor;
 pub use inputs::{ImageTiles, Inputs};
+pub use json::{Fields, FromJson};
 pub use layout::{ImageSpan, TokenKind, TokenLayout};
+pub use pixel_scale::{PixelScale, PixelStatistics};
 pub use processor::Processor;
 pub use resample::{Filter, resize};
 pub use text_stream::{Said, TextStream};

@@ -7,6 +7,9 @@
 
 use image::RgbImage;
 use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::json::FromJson;
 
 /// PIL's resampling filters, by PIL's number in `preprocessor_config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,6 +84,14 @@ impl Filter {
             Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
             Self::Lanczos => 0.0,
         }
+    }
+}
+
+impl FromJson for Filter {
+    const EXPECTED: &'static str =
+        "0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)";
+    fn from_json(value: &Value) -> Option<Self> {
+        Self::from_pil(u32::from_json(value)?)
     }
 }
 

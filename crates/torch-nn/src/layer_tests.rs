@@ -3,7 +3,8 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    Activation, AttentionMask, RmsNorm, Rope, RopeScaling, Weights, attention, merge_heads, split_heads,
+    Activation, AttentionMask, Linear, RmsNorm, Rope, RopeScaling, Weights, attention, merge_heads,
+    split_heads,
 };
 
 const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -22,6 +23,25 @@ fn assert_close(got: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!(got.size(), expected.size());
     let error = (got.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[]);
     assert!(error <= tolerance, "off by {error:e}, more than {tolerance:e}");
+}
+
+#[test]
+fn many_rows_are_multiplied_as_few_are() {
+    let (weight, bias) = (numbers(&[24, 40], 1.0), numbers(&[24], 2.0));
+    // Too few rows, enough of them, and as many that are no multiple of 16; contiguous and not.
+    for shape in [[3, 7, 40], [2, 192, 40], [3, 101, 40]] {
+        let x = numbers(&shape, 3.0);
+        let turned = numbers(&[shape[1], shape[0], 40], 4.0).transpose(0, 1);
+        for bias in [None, Some(bias.shallow_clone())] {
+            let layer = Linear::new(weight.shallow_clone(), bias);
+            for x in [&x, &turned] {
+                assert_close(&layer.forward_rows(x), &layer.forward(x), 1e-5);
+            }
+        }
+    }
+    let halves = Linear::new(weight.to_kind(Kind::BFloat16), None);
+    let x = numbers(&[512, 40], 5.0);
+    assert!(halves.forward_rows(&x).equal(&halves.forward(&x)));
 }
 
 fn naive(query: &Tensor, key: &Tensor, value: &Tensor, allowed: &Tensor) -> Tensor {

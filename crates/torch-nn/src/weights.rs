@@ -3,7 +3,7 @@
 mod files;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
@@ -37,7 +37,8 @@ struct Record {
     /// With the bytes each holds.
     applied: BTreeMap<String, u64>,
     skipped: Vec<String>,
-    missing: BTreeSet<String>,
+    /// With the shape each was asked for in.
+    missing: BTreeMap<String, Vec<i64>>,
     mismatched: BTreeMap<String, Mismatch>,
     quantised: Vec<MatrixError>,
 }
@@ -106,6 +107,13 @@ impl Weights {
         Ok(self)
     }
 
+    /// Name and shape of every tensor that `load` asks for, so not of those it skips: what a checkpoint has to hold.
+    pub fn asked_for(load: impl FnOnce(&Scope<'_>)) -> BTreeMap<String, Vec<i64>> {
+        let nothing = Self::from_tensors(BTreeMap::new());
+        load(&nothing.root());
+        nothing.record.take().missing
+    }
+
     /// The names present, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let (files, tensors) = match &self.source {
@@ -163,7 +171,7 @@ impl Weights {
         }
         Err(NnError::Weights {
             origin: self.origin.clone(),
-            missing: record.missing.into_iter().collect(),
+            missing: record.missing.into_keys().collect(),
             mismatched: record.mismatched.into_values().collect(),
             unused,
         })
@@ -213,7 +221,7 @@ impl Scope<'_> {
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Tensor {
         let path = self.path(name);
         let found = self.weights.fetch(&path, shape);
-        if let Some(tensor) = self.record(&path, found, |tensor| bytes_of(tensor, tensor.kind())) {
+        if let Some(tensor) = self.record(&path, shape, found, |tensor| bytes_of(tensor, tensor.kind())) {
             return tensor;
         }
         // One element seen from everywhere: a hostile configuration must not make this allocate.
@@ -232,7 +240,8 @@ impl Scope<'_> {
             let got = "numbers that are not finite".to_owned();
             found = Err(Mismatch { name: path.clone(), expected: shape.to_vec(), got });
         }
-        let Some((matrix, relative_error)) = self.record(&path, found, |(matrix, _)| matrix.bytes()) else {
+        let Some((matrix, relative_error)) = self.record(&path, &shape, found, |(matrix, _)| matrix.bytes())
+        else {
             return QuantisedMatrix::absent(&shape, self.weights.device());
         };
         let bytes_before = (shape[0] * shape[1]) as u64 * matrix.kind().elt_size_in_bytes() as u64;
@@ -246,6 +255,7 @@ impl Scope<'_> {
     fn record<T>(
         &self,
         path: &str,
+        shape: &[i64],
         found: Result<Option<T>, Mismatch>,
         bytes: impl FnOnce(&T) -> u64,
     ) -> Option<T> {
@@ -256,7 +266,7 @@ impl Scope<'_> {
                 return Some(found);
             }
             Ok(None) => {
-                record.missing.insert(path.to_owned());
+                record.missing.insert(path.to_owned(), shape.to_vec());
             }
             Err(mismatch) => {
                 record.mismatched.insert(path.to_owned(), mismatch);

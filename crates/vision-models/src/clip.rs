@@ -1,215 +1,241 @@
-//! CLIP's vision tower.
+//! CLIP: an image tower and a text tower that meet in one space.
+
+mod text;
+mod vision;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::ops::ControlFlow;
+use std::path::Path;
 
-use lmm_prep::ClipVisionConfig;
-use torch_nn::tch::Tensor;
-use torch_nn::{Activation, AttentionMask, LayerNorm, Linear, Scope, attention, merge_heads, split_heads};
+use image::RgbImage;
+use lmm_prep::{ClipConfig, ImageProcessor, PreprocessorConfig, Tokenizer, TokenizerClass};
+use torch_nn::tch::{self, Device, Kind, Tensor};
+use torch_nn::{Linear, Scope, Weights};
 
-/// CLIP's vision transformer, or its first layers.
+use crate::VisionError;
+use crate::pixels::{PASS, check_side, embed_overlapped, unit_length, whole};
+
+pub use text::{ClipText, TokenBatch};
+pub use vision::{ClipVision, PooledClipVision, parameter_shapes, state_index};
+
+/// Both towers with their projections: tensors in, tensors out.
 #[derive(Debug)]
-pub struct ClipVision {
-    class_embedding: Tensor,
-    patch_embedding: Tensor,
-    position_embedding: Tensor,
-    first_norm: LayerNorm,
-    layers: Vec<Layer>,
-    layers_in_config: usize,
-    image_size: i64,
-    patch_size: i64,
+pub struct ClipModel {
+    vision: PooledClipVision,
+    text: ClipText,
+    visual_projection: Linear,
+    text_projection: Linear,
+    logit_scale: Tensor,
 }
 
-#[derive(Debug)]
-struct Layer {
-    norm1: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    norm2: LayerNorm,
-    widen: Linear,
-    activation: Activation,
-    narrow: Linear,
-    head_dim: i64,
-}
-
-/// Resolves `vision_feature_layer` the way Python indexes `hidden_states`, a list of `num_hidden_layers + 1`: 0 is the
-/// embedding, `i` the output of layer `i - 1`, negative numbers count from the end. `None` when it is out of range.
-pub fn state_index(num_hidden_layers: usize, layer: i64) -> Option<usize> {
-    let states = num_hidden_layers as i64 + 1;
-    let index = if layer < 0 { states + layer } else { layer };
-    (0..states).contains(&index).then_some(index as usize)
-}
-
-impl ClipVision {
-    /// Takes the whole tower from a scope that holds `embeddings`, `pre_layrnorm` and `encoder`.
-    pub fn load(scope: &Scope<'_>, config: &ClipVisionConfig) -> Self {
-        Self::load_up_to(scope, config, config.num_hidden_layers)
-    }
-
-    /// Takes what hidden state `state` needs: the first `state` layers. The others' weights are skipped.
-    pub fn load_up_to(scope: &Scope<'_>, config: &ClipVisionConfig, state: usize) -> Self {
-        let width = config.hidden_size as i64;
-        let patch = config.patch_size as i64;
-        let positions = (config.patches_per_side() * config.patches_per_side()) as i64 + 1;
-        let embeddings = scope.sub("embeddings");
-        let encoder = scope.sub("encoder.layers");
-        scope.skip("post_layernorm");
-        for unneeded in state..config.num_hidden_layers {
-            encoder.skip(unneeded.to_string());
-        }
+impl ClipModel {
+    /// Takes a scope that holds `vision_model`, `text_model`, the two projections and `logit_scale`.
+    pub fn load(scope: &Scope<'_>, config: &ClipConfig) -> Self {
+        let (vision, text) = (&config.vision_config, &config.text_config);
+        let projected = config.projection_dim as i64;
+        let projection = |name, width: usize| Linear::load(&scope.sub(name), width as i64, projected, false);
         Self {
-            class_embedding: embeddings.tensor("class_embedding", &[width]),
-            patch_embedding: embeddings
-                .tensor("patch_embedding.weight", &[width, config.num_channels as i64, patch, patch]),
-            position_embedding: embeddings.tensor("position_embedding.weight", &[positions, width]),
-            first_norm: LayerNorm::load(&scope.sub("pre_layrnorm"), width, config.layer_norm_eps),
-            layers: (0..state.min(config.num_hidden_layers))
-                .map(|index| Layer::load(&encoder.sub(index.to_string()), config))
-                .collect(),
-            layers_in_config: config.num_hidden_layers,
-            image_size: config.image_size as i64,
-            patch_size: patch,
+            vision: PooledClipVision::load(&scope.sub("vision_model"), vision),
+            text: ClipText::load(&scope.sub("text_model"), text),
+            visual_projection: projection("visual_projection", vision.hidden_size),
+            text_projection: projection("text_projection", text.hidden_size),
+            logit_scale: scope.tensor("logit_scale", &[]),
         }
     }
 
-    /// How many layers are loaded.
-    pub fn depth(&self) -> usize {
-        self.layers.len()
+    /// Names and shapes of every tensor that transformers 4.57 writes when it saves a `CLIPModel` of this configuration.
+    pub fn parameter_shapes(config: &ClipConfig) -> BTreeMap<String, Vec<i64>> {
+        let projected = config.projection_dim as i64;
+        let mut shapes = BTreeMap::from([
+            ("logit_scale".to_owned(), Vec::new()),
+            ("visual_projection.weight".to_owned(), vec![projected, config.vision_config.hidden_size as i64]),
+            ("text_projection.weight".to_owned(), vec![projected, config.text_config.hidden_size as i64]),
+        ]);
+        let towers = [
+            ("vision_model", parameter_shapes(&config.vision_config)),
+            ("text_model", text::text_shapes(&config.text_config)),
+        ];
+        for (tower, tensors) in towers {
+            shapes.extend(tensors.into_iter().map(|(name, shape)| (format!("{tower}.{name}"), shape)));
+        }
+        shapes
     }
 
-    /// The hidden state `layer` of `pixels [n, 3, side, side]`, as transformers' `output_hidden_states` lists them
-    /// (see [`state_index`]): `[n, 1 + patches, width]`, class token first. Differentiable.
+    /// The image tower.
+    pub fn vision(&self) -> &PooledClipVision {
+        &self.vision
+    }
+
+    /// The text tower.
+    pub fn text(&self) -> &ClipText {
+        &self.text
+    }
+
+    /// `pixels [n, 3, side, side]` in the shared space, `[n, projection]`, not of unit length: transformers'
+    /// `get_image_features`. Differentiable.
     ///
     /// # Panics
-    /// When the pixels have another shape or the hidden state is not among those loaded.
+    /// When the pixels have another shape.
     #[track_caller]
-    pub fn hidden_states(&self, pixels: &Tensor, layer: i64) -> Tensor {
-        let state = state_index(self.layers_in_config, layer);
-        let state =
-            state.unwrap_or_else(|| panic!("hidden state {layer} of {} layers", self.layers_in_config));
-        let unobserved = |_: usize, hidden: Tensor| ControlFlow::<Infallible, Tensor>::Continue(hidden);
-        match self.forward(pixels, state, unobserved) {
-            ControlFlow::Continue(hidden) => hidden,
-            ControlFlow::Break(never) => match never {},
-        }
+    pub fn image_features(&self, pixels: &Tensor) -> Tensor {
+        self.visual_projection.forward(&self.vision.pooled(pixels))
     }
 
-    /// Runs the first `state` layers; `observe` gets each layer's number and output and gives what goes on from there,
-    /// or breaks off.
+    /// The tokens of the last hidden state of `pixels [n, 3, side, side]`, each taken through the last norm and the projection as
+    /// the class token is: `[n, 1 + patches, projection]`. Only the class token was trained to mean something there, unless the
+    /// model's training says otherwise. Differentiable.
+    ///
+    /// # Panics
+    /// When the pixels have another shape.
+    #[track_caller]
+    pub fn token_features(&self, pixels: &Tensor) -> Tensor {
+        self.visual_projection.forward(&self.vision.normed_tokens(pixels))
+    }
+
+    /// Texts in the shared space, `[n, projection]`, not of unit length: transformers' `get_text_features`. Differentiable.
+    pub fn text_features(&self, texts: &TokenBatch) -> Tensor {
+        self.text_projection.forward(&self.text.pooled(texts))
+    }
+
+    /// The logarithm of what cosines are multiplied by in the loss, a number of shape `[]`.
+    pub fn logit_scale(&self) -> &Tensor {
+        &self.logit_scale
+    }
+}
+
+/// A CLIP model folder: pictures and texts in, vectors of unit length out.
+#[derive(Debug)]
+pub struct Clip {
+    config: ClipConfig,
+    model: ClipModel,
+    processor: ImageProcessor,
+    tokenizer: Tokenizer,
+    device: Device,
+    kind: Kind,
+}
+
+impl Clip {
+    /// Reads a folder in the Hub's layout: `config.json`, `preprocessor_config.json`, `tokenizer.json` with what lies beside it,
+    /// and the safetensors weights, kept on `device` in `kind`.
     ///
     /// # Errors
-    /// Breaks with whatever `observe` breaks with.
+    /// When a file is absent or unsound, the configuration is not supported, tensors are missing, mis-shaped or left over, images
+    /// do not come out as the tower takes them, or the tokenizer has ids the text tower has not.
+    pub fn open(folder: &Path, device: Device, kind: Kind) -> Result<Self, VisionError> {
+        let config = ClipConfig::load(folder)?;
+        let preprocessor = PreprocessorConfig::load_whole(folder)?;
+        check_side(folder, &preprocessor, config.vision_config.image_size)?;
+        let text = &config.text_config;
+        let tokenizer =
+            Tokenizer::load_or(folder, TokenizerClass::Clip)?.truncated(text.max_position_embeddings)?;
+        if tokenizer.max_id() as usize >= text.vocab_size {
+            return Err(VisionError::Folder {
+                folder: folder.to_owned(),
+                field: "text_config.vocab_size of config.json",
+                expected: format!("more than {}, the highest id of the tokenizer", tokenizer.max_id()),
+                got: text.vocab_size.to_string(),
+            });
+        }
+        let weights = Weights::open(folder, device, kind)?;
+        let model = ClipModel::load(&weights.root(), &config);
+        weights.finish()?;
+        Ok(Self { config, model, processor: ImageProcessor::new(preprocessor), tokenizer, device, kind })
+    }
+
+    /// What the model was built from.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    /// The towers.
+    pub fn model(&self) -> &ClipModel {
+        &self.model
+    }
+
+    /// What makes pixel values of images.
+    pub fn processor(&self) -> &ImageProcessor {
+        &self.processor
+    }
+
+    /// Length of the vectors.
+    pub fn width(&self) -> usize {
+        self.config.projection_dim
+    }
+
+    /// The device its tensors are on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The pixel values of an image, `[3, side, side]`, f32 on the CPU: equal to `CLIPImageProcessor`'s to the bit.
+    ///
+    /// # Errors
+    /// [`VisionError::Prep`] for an image without pixels.
+    pub fn pixels(&self, image: &RgbImage) -> Result<Tensor, VisionError> {
+        whole(&self.processor, image)
+    }
+
+    /// The ids of a text, start and end token included.
+    ///
+    /// A text of more than `max_position_embeddings` tokens (77) loses its last ones, and still ends with the end token:
+    /// transformers' `truncation=True`. torchmetrics' `CLIPScore` cuts the end token off too, and so pools such a text at another
+    /// token; that is not reproduced.
+    ///
+    /// # Errors
+    /// [`VisionError::Prep`] with the tokenizer's reason.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>, VisionError> {
+        Ok(self.tokenizer.encode(text, true)?)
+    }
+
+    /// Texts as the text tower takes them.
+    ///
+    /// # Errors
+    /// As [`Clip::ids`].
     ///
     /// # Panics
-    /// As [`ClipVision::hidden_states`].
+    /// When there is no text.
     #[track_caller]
-    pub fn forward<B>(
-        &self,
-        pixels: &Tensor,
-        state: usize,
-        mut observe: impl FnMut(usize, Tensor) -> ControlFlow<B, Tensor>,
-    ) -> ControlFlow<B, Tensor> {
-        assert!(
-            state <= self.layers.len(),
-            "hidden state {state} asked of {} loaded layers",
-            self.layers.len()
-        );
-        let mut hidden = self.embed(pixels);
-        for (index, layer) in self.layers[..state].iter().enumerate() {
-            hidden = observe(index, layer.forward(&hidden))?;
+    pub fn tokens(&self, texts: &[&str]) -> Result<TokenBatch, VisionError> {
+        let ids = texts.iter().map(|text| self.ids(text)).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.model.text.batch(&ids, self.device))
+    }
+
+    /// Images as vectors of unit length, `[n, projection]`, f32 on the model's device. Their dot product with a text's is the
+    /// cosine that CLIP scores are made of. No gradients.
+    ///
+    /// Pixels of the next few images are prepared on rayon's threads while the model computes. The result does not depend on how
+    /// many there are.
+    ///
+    /// # Errors
+    /// As [`Clip::pixels`].
+    pub fn embed_images(&self, images: &[RgbImage]) -> Result<Tensor, VisionError> {
+        embed_overlapped(images, &self.processor, self.device, self.kind, self.width(), |pixels| {
+            self.model.image_features(pixels)
+        })
+    }
+
+    /// Texts as vectors of unit length, `[n, projection]`, f32 on the model's device. No gradients. Texts of like length share a
+    /// pass, so that little is padding.
+    ///
+    /// # Errors
+    /// As [`Clip::ids`].
+    pub fn embed_texts(&self, texts: &[&str]) -> Result<Tensor, VisionError> {
+        if texts.is_empty() {
+            return Ok(Tensor::zeros([0, self.width() as i64], (Kind::Float, self.device)));
         }
-        ControlFlow::Continue(hidden)
-    }
-
-    #[track_caller]
-    fn embed(&self, pixels: &Tensor) -> Tensor {
-        let size = pixels.size();
-        let channels = self.patch_embedding.size()[1];
-        assert!(
-            size.len() == 4 && size[1..] == [channels, self.image_size, self.image_size],
-            "pixels {size:?} given to a tower for [n, {channels}, {side}, {side}]",
-            side = self.image_size
-        );
-        let pixels = pixels.to_kind(self.patch_embedding.kind());
-        let stride = [self.patch_size, self.patch_size];
-        let patches = pixels.conv2d(&self.patch_embedding, None::<Tensor>, stride, [0, 0], [1, 1], 1);
-        let patches = patches.flatten(2, 3).transpose(1, 2);
-        let class = self.class_embedding.to_kind(patches.kind()).expand([size[0], 1, -1], false);
-        self.first_norm.forward(&(Tensor::cat(&[class, patches], 1) + &self.position_embedding))
-    }
-}
-
-impl Layer {
-    fn load(scope: &Scope<'_>, config: &ClipVisionConfig) -> Self {
-        let (width, inner) = (config.hidden_size as i64, config.intermediate_size as i64);
-        let norm = |name| LayerNorm::load(&scope.sub(name), width, config.layer_norm_eps);
-        let square = |name| Linear::load(&scope.sub("self_attn").sub(name), width, width, true);
-        Self {
-            norm1: norm("layer_norm1"),
-            query: square("q_proj"),
-            key: square("k_proj"),
-            value: square("v_proj"),
-            output: square("out_proj"),
-            norm2: norm("layer_norm2"),
-            widen: Linear::load(&scope.sub("mlp.fc1"), width, inner, true),
-            activation: activation(config.hidden_act),
-            narrow: Linear::load(&scope.sub("mlp.fc2"), inner, width, true),
-            head_dim: width / config.num_attention_heads as i64,
+        let ids = texts.iter().map(|text| self.ids(text)).collect::<Result<Vec<_>, _>>()?;
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_by_key(|&text| ids[text].len());
+        let mut place = vec![0; ids.len()];
+        for (at, &text) in order.iter().enumerate() {
+            place[text] = at as i64;
         }
-    }
-
-    fn forward(&self, hidden: &Tensor) -> Tensor {
-        let x = self.norm1.forward(hidden);
-        let heads = |projection: &Linear| split_heads(&projection.forward(&x), self.head_dim);
-        let (query, key, value) = (heads(&self.query), heads(&self.key), heads(&self.value));
-        let mixed = attention(&query, &key, &value, &AttentionMask::Full);
-        let hidden = hidden + self.output.forward(&merge_heads(&mixed));
-        let wide = self.activation.forward(&self.widen.forward(&self.norm2.forward(&hidden)));
-        hidden + self.narrow.forward(&wide)
-    }
-}
-
-/// Names and shapes of every tensor transformers writes for this tower, relative to `vision_model`.
-pub fn parameter_shapes(config: &ClipVisionConfig) -> BTreeMap<String, Vec<i64>> {
-    let (width, inner) = (config.hidden_size as i64, config.intermediate_size as i64);
-    let patch = config.patch_size as i64;
-    let positions = (config.patches_per_side() * config.patches_per_side()) as i64 + 1;
-    let mut shapes = BTreeMap::from([
-        ("embeddings.class_embedding".to_owned(), vec![width]),
-        (
-            "embeddings.patch_embedding.weight".to_owned(),
-            vec![width, config.num_channels as i64, patch, patch],
-        ),
-        ("embeddings.position_embedding.weight".to_owned(), vec![positions, width]),
-    ]);
-    let mut with_bias = |name: String, weight: Vec<i64>| {
-        shapes.insert(format!("{name}.bias"), vec![weight[0]]);
-        shapes.insert(format!("{name}.weight"), weight);
-    };
-    with_bias("pre_layrnorm".to_owned(), vec![width]);
-    with_bias("post_layernorm".to_owned(), vec![width]);
-    for layer in 0..config.num_hidden_layers {
-        let within = |name: &str| format!("encoder.layers.{layer}.{name}");
-        with_bias(within("layer_norm1"), vec![width]);
-        with_bias(within("layer_norm2"), vec![width]);
-        for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            with_bias(within(&format!("self_attn.{name}")), vec![width, width]);
-        }
-        with_bias(within("mlp.fc1"), vec![inner, width]);
-        with_bias(within("mlp.fc2"), vec![width, inner]);
-    }
-    shapes
-}
-
-fn activation(named: lmm_prep::Activation) -> Activation {
-    match named {
-        lmm_prep::Activation::Silu => Activation::Silu,
-        lmm_prep::Activation::Gelu => Activation::Gelu,
-        lmm_prep::Activation::GeluTanh => Activation::GeluTanh,
-        lmm_prep::Activation::QuickGelu => Activation::QuickGelu,
-        lmm_prep::Activation::Relu => Activation::Relu,
+        Ok(tch::no_grad(|| {
+            let passes = order.chunks(PASS).map(|pass| {
+                let pass: Vec<Vec<u32>> = pass.iter().map(|&text| ids[text].clone()).collect();
+                unit_length(&self.model.text_features(&self.model.text.batch(&pass, self.device)))
+            });
+            let embedded = Tensor::cat(&passes.collect::<Vec<_>>(), 0);
+            embedded.index_select(0, &Tensor::from_slice(&place).to_device(self.device))
+        }))
     }
 }

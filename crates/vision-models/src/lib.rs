@@ -1,8 +1,13 @@
-//! Vision towers on libtorch: CLIP.
+//! Vision models on libtorch: CLIP, whole or its image half alone, and DINOv2.
 //!
-//! [`ClipVision`] is the image half of CLIP as transformers' `CLIPVisionModel` computes it, up to whichever hidden
-//! state is wanted: later layers are neither loaded nor computed. It knows no language model and no image file; pixels
-//! come in resized and normalised (`lmm-prep`).
+//! * [`Clip`] is a model folder: pictures and texts become vectors of unit length, whose dot products are the cosines that CLIP
+//!   scores are made of. [`ClipModel`] is the same without files, for training: its parts are differentiable.
+//! * [`ClipVision`] is the image tower as transformers' `CLIPVisionModel` computes it, up to whichever hidden state is wanted:
+//!   later layers are neither loaded nor computed. [`ClipText`] is the text tower. Their layers are one piece of code, DINOv2's
+//!   too.
+//! * [`ImageEncoder`] opens whichever of these models a folder holds, for scores that only compare pictures.
+//!
+//! The crate knows no language model. What it computes is held against transformers 4.57 stage by stage (`tests/parity`).
 //!
 //! ```
 //! use lmm_prep::ClipVisionConfig;
@@ -25,6 +30,20 @@
 //! # Ok::<(), torch_nn::NnError>(())
 //! ```
 
+pub mod bert;
 mod clip;
+mod dinov2;
+mod encoder_layer;
+mod error;
+pub mod grounding_dino;
+mod image_encoder;
+mod pixels;
+pub mod sam;
+pub mod swin;
 
-pub use clip::{ClipVision, parameter_shapes, state_index};
+pub use clip::{
+    Clip, ClipModel, ClipText, ClipVision, PooledClipVision, TokenBatch, parameter_shapes, state_index,
+};
+pub use dinov2::Dinov2;
+pub use error::VisionError;
+pub use image_encoder::ImageEncoder;

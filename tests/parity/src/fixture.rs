@@ -2,32 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-/// An array of `f32`, row-major.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Array {
-    /// Lengths of the axes.
-    pub shape: Vec<usize>,
-    /// `shape`'s product of values.
-    pub values: Vec<f32>,
-}
-
-impl Array {
-    /// Rows `rows` of the first axis.
-    ///
-    /// # Panics
-    /// When a row lies outside.
-    pub fn rows(&self, rows: &[usize]) -> Self {
-        let width: usize = self.shape[1..].iter().product();
-        let mut shape = self.shape.clone();
-        shape[0] = rows.len();
-        let values =
-            rows.iter().flat_map(|row| &self.values[row * width..(row + 1) * width]).copied().collect();
-        Self { shape, values }
-    }
-}
+use crate::tensors::{Array, Tensors};
 
 /// One prompt with its images and what transformers made of it. Arrays stand in [`Fixture::array`] as `{name}/{stage}`.
 #[derive(Debug, Deserialize)]
@@ -102,7 +79,7 @@ pub struct Fixture {
     pub chats: Vec<Chat>,
     /// The padded batch.
     pub batch: Batch,
-    tensors: Vec<u8>,
+    tensors: Tensors,
 }
 
 impl Fixture {
@@ -123,7 +100,7 @@ impl Fixture {
             cases: description.cases,
             chats: description.chats,
             batch: description.batch,
-            tensors: read("case.safetensors"),
+            tensors: Tensors::read(&folder.join("case.safetensors")),
         }
     }
 
@@ -140,11 +117,7 @@ impl Fixture {
     /// # Panics
     /// When it is not f32 or the file is malformed.
     pub fn get(&self, name: &str) -> Option<Array> {
-        let file = self.file();
-        let view = file.tensor(name).ok()?;
-        assert_eq!(view.dtype(), Dtype::F32, "{name}");
-        let values = view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        Some(Array { shape: view.shape().to_vec(), values })
+        self.tensors.get(name)
     }
 
     /// The array of that name.
@@ -152,7 +125,7 @@ impl Fixture {
     /// # Panics
     /// When it was not recorded.
     pub fn array(&self, name: &str) -> Array {
-        self.get(name).unwrap_or_else(|| panic!("no array {name}"))
+        self.tensors.array(name)
     }
 
     /// An image's height, width and RGB bytes.
@@ -160,23 +133,13 @@ impl Fixture {
     /// # Panics
     /// When there is none of that name.
     pub fn image(&self, name: &str) -> (u32, u32, Vec<u8>) {
-        let file = self.file();
-        let view = file.tensor(&format!("image/{name}")).unwrap_or_else(|error| panic!("{name}: {error}"));
-        (view.shape()[0] as u32, view.shape()[1] as u32, view.data().to_vec())
+        self.tensors.image(name)
     }
 
     /// The names of the arrays of one case, without the case's name; in no order.
     pub fn stages(&self, case: &str) -> Vec<String> {
         let prefix = format!("{case}/");
-        self.file()
-            .names()
-            .into_iter()
-            .filter_map(|name| name.strip_prefix(&prefix))
-            .map(str::to_owned)
-            .collect()
-    }
-
-    fn file(&self) -> SafeTensors<'_> {
-        SafeTensors::deserialize(&self.tensors).unwrap_or_else(|error| panic!("case.safetensors: {error}"))
+        let names = self.tensors.names();
+        names.iter().filter_map(|name| name.strip_prefix(&prefix)).map(str::to_owned).collect()
     }
 }

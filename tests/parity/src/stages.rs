@@ -2,7 +2,7 @@
 
 use std::fmt::{Debug, Write as _};
 
-use crate::fixture::Array;
+use crate::tensors::Array;
 
 /// How far a stage may be from what transformers computed, both relative to the stage as a whole.
 #[derive(Clone, Copy, Debug)]

@@ -19,6 +19,7 @@ pub enum TargetSize {
 }
 
 /// Mirror of transformers 4.57's `LlavaNextImageProcessor`, with that class's defaults ([`PreprocessorConfig::default`]).
+/// `CLIPImageProcessor` and `BitImageProcessor` have the same fields and defaults but for the canvases.
 #[expect(clippy::struct_excessive_bools, reason = "one for each switch of the file")]
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -69,13 +70,35 @@ impl Default for PreprocessorConfig {
     }
 }
 
+/// Classes whose images are cut into tiles.
+const TILING: &[&str] = &["LlavaNextImageProcessor", "LlavaNextImageProcessorFast"];
+/// Classes whose images are seen whole, or whose base tile shows them whole.
+const WHOLE: &[&str] = &[
+    "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPFeatureExtractor",
+    "BitImageProcessor",
+    "BitImageProcessorFast",
+    "LlavaNextImageProcessor",
+    "LlavaNextImageProcessorFast",
+];
+
 impl PreprocessorConfig {
     /// Reads `preprocessor_config.json` of a model folder.
     ///
     /// # Errors
     /// [`PrepError::Read`], [`PrepError::Json`], or [`PrepError::Field`] naming the field at fault.
     pub fn load(folder: &Path) -> Result<Self, PrepError> {
-        Self::from_fields(Fields::open(&folder.join("preprocessor_config.json"))?)
+        Self::from_fields(Fields::open(&folder.join("preprocessor_config.json"))?, TILING)
+    }
+
+    /// Reads `preprocessor_config.json` of an encoder that sees an image whole ([`crate::ImageProcessor::whole`]): that of
+    /// CLIP or DINOv2, or of LLaVA-NeXT for its bare vision tower.
+    ///
+    /// # Errors
+    /// As [`PreprocessorConfig::load`].
+    pub fn load_whole(folder: &Path) -> Result<Self, PrepError> {
+        Self::from_fields(Fields::open(&folder.join("preprocessor_config.json"))?, WHOLE)
     }
 
     /// Reads the text of a `preprocessor_config.json`.
@@ -83,29 +106,29 @@ impl PreprocessorConfig {
     /// # Errors
     /// As [`PreprocessorConfig::load`].
     pub fn from_json(text: &str) -> Result<Self, PrepError> {
-        Self::from_fields(Fields::parse(text, Path::new("preprocessor_config.json"))?)
+        Self::from_fields(Fields::parse(text, Path::new("preprocessor_config.json"))?, TILING)
     }
 
-    fn from_fields(mut fields: Fields) -> Result<Self, PrepError> {
-        if let Some(kind) = fields.nullable::<String>("image_processor_type", None)?
-            && !matches!(kind.as_str(), "LlavaNextImageProcessor" | "LlavaNextImageProcessorFast")
+    fn from_fields(mut fields: Fields, classes: &[&str]) -> Result<Self, PrepError> {
+        if let Some(class) = fields.nullable::<String>("image_processor_type", None)?
+            && !classes.contains(&class.as_str())
         {
-            let expected = "\"LlavaNextImageProcessor\" or \"LlavaNextImageProcessorFast\"";
-            return Err(fields.error("image_processor_type", expected, format!("{kind:?}")));
+            let expected: Vec<String> = classes.iter().map(|class| format!("{class:?}")).collect();
+            return Err(fields.error("image_processor_type", expected.join(" or "), format!("{class:?}")));
         }
         let default = Self::default();
         let mut config = Self {
             do_resize: fields.or("do_resize", default.do_resize)?,
             size: take_size(&mut fields)?.unwrap_or(default.size),
             image_grid_pinpoints: take_pinpoints(&mut fields)?.unwrap_or(default.image_grid_pinpoints),
-            resample: take_filter(&mut fields, 3)?,
+            resample: fields.or("resample", Filter::Bicubic)?,
             do_center_crop: fields.or("do_center_crop", default.do_center_crop)?,
             crop_size: take_crop_size(&mut fields)?.unwrap_or(default.crop_size),
             do_rescale: fields.or("do_rescale", default.do_rescale)?,
             rescale_factor: fields.or("rescale_factor", default.rescale_factor)?,
             do_normalize: fields.or("do_normalize", default.do_normalize)?,
-            image_mean: take_per_channel(&mut fields, "image_mean")?.unwrap_or(default.image_mean),
-            image_std: take_per_channel(&mut fields, "image_std")?.unwrap_or(default.image_std),
+            image_mean: fields.nullable("image_mean", None)?.unwrap_or(default.image_mean),
+            image_std: fields.nullable("image_std", None)?.unwrap_or(default.image_std),
             extra: Map::new(),
         };
         if config.do_normalize && config.image_std.contains(&0.0) {
@@ -113,6 +136,15 @@ impl PreprocessorConfig {
         }
         config.extra = fields.into_extra();
         Ok(config)
+    }
+
+    /// The size every image has that is seen whole; `None` where it depends on the image.
+    pub fn whole_size(&self) -> Option<Size> {
+        match self.size {
+            _ if self.do_center_crop => Some(self.crop_size),
+            TargetSize::Exact(size) if self.do_resize => Some(size),
+            _ => None,
+        }
     }
 
     /// Side of the square base tile, in pixels.
@@ -162,17 +194,37 @@ fn take_crop_size(fields: &mut Fields) -> Result<Option<Size>, PrepError> {
     size.map(Some).ok_or_else(|| fields.error("crop_size", expected, value.to_string()))
 }
 
-fn take_filter(fields: &mut Fields, default: u32) -> Result<Filter, PrepError> {
-    let number = fields.or("resample", default)?;
-    let expected = "0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)";
-    Filter::from_pil(number).ok_or_else(|| fields.error("resample", expected, number.to_string()))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn take_per_channel(fields: &mut Fields, name: &str) -> Result<Option<[f64; 3]>, PrepError> {
-    let Some(value) = fields.value(name).filter(|value| !value.is_null()) else { return Ok(None) };
-    let channels = match &value {
-        Value::Array(_) => Vec::<f64>::from_json(&value).and_then(|list| list.try_into().ok()),
-        number => f64::from_json(number).map(|number| [number; 3]),
-    };
-    channels.map(Some).ok_or_else(|| fields.error(name, "one number or three", value.to_string()))
+    fn whole(text: &str) -> Result<PreprocessorConfig, PrepError> {
+        let fields = Fields::parse(text, Path::new("preprocessor_config.json"))?;
+        PreprocessorConfig::from_fields(fields, WHOLE)
+    }
+
+    #[test]
+    fn an_encoder_that_sees_images_whole_may_have_any_of_its_classes() {
+        for class in
+            ["CLIPImageProcessor", "CLIPFeatureExtractor", "BitImageProcessor", "LlavaNextImageProcessor"]
+        {
+            let text = format!(r#"{{"image_processor_type": "{class}", "size": 30, "crop_size": 20}}"#);
+            let config = whole(&text).unwrap();
+            assert_eq!(config.size, TargetSize::ShortestEdge(30), "{class}");
+            assert_eq!(config.whole_size(), Some(Size { height: 20, width: 20 }), "{class}");
+        }
+        let error = whole(r#"{"image_processor_type": "SamImageProcessor"}"#).unwrap_err().to_string();
+        assert!(error.contains("SamImageProcessor") && error.contains("BitImageProcessor"), "{error}");
+        let tiling = PreprocessorConfig::from_json(r#"{"image_processor_type": "CLIPImageProcessor"}"#);
+        assert!(tiling.is_err(), "{tiling:?}");
+    }
+
+    #[test]
+    fn the_size_of_a_whole_image_is_known_unless_only_one_edge_is() {
+        let size = |text: &str| whole(text).unwrap().whole_size();
+        let exact = r#""size": {"height": 8, "width": 9}, "do_center_crop": false"#;
+        assert_eq!(size(&format!("{{{exact}}}")), Some(Size { height: 8, width: 9 }));
+        assert_eq!(size(&format!(r#"{{{exact}, "do_resize": false}}"#)), None);
+        assert_eq!(size(r#"{"size": 8, "do_center_crop": false}"#), None);
+    }
 }

@@ -34,8 +34,29 @@ pub enum TokenizerClass {
     Llama,
     /// `Qwen2Tokenizer(Fast)`.
     Qwen2,
+    /// `CLIPTokenizer(Fast)`.
+    Clip,
+    /// `BertTokenizer(Fast)`.
+    Bert,
     /// `PreTrainedTokenizerFast`: `tokenizer.json` as it stands.
     Plain,
+}
+
+/// How a BERT tokenizer prepares a text; obeyed for [`TokenizerClass::Bert`] only, over whatever `tokenizer.json` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BertText {
+    /// `do_lower_case`.
+    pub lower_case: bool,
+    /// `strip_accents`; `None` follows `lower_case`.
+    pub strip_accents: Option<bool>,
+    /// `tokenize_chinese_chars`: each Chinese character is a word.
+    pub split_chinese: bool,
+}
+
+impl Default for BertText {
+    fn default() -> Self {
+        Self { lower_case: true, strip_accents: None, split_chinese: true }
+    }
 }
 
 /// Mirror of `tokenizer_config.json`, completed by `special_tokens_map.json` and the class's defaults.
@@ -50,6 +71,8 @@ pub struct TokenizerConfig {
     pub add_eos_token: bool,
     /// Whether a byte-level pre-tokenizer puts a space before the text.
     pub add_prefix_space: Option<bool>,
+    /// What BERT does to a text.
+    pub bert: BertText,
     /// Whether decoding removes spaces before punctuation.
     pub clean_up_tokenization_spaces: bool,
     /// Special tokens by role: `bos_token`, `eos_token`, `unk_token`, `pad_token`, `image_token`, and others.
@@ -74,18 +97,29 @@ impl TokenizerConfig {
     /// # Errors
     /// [`PrepError::Read`], [`PrepError::Json`], or [`PrepError::Field`] naming the field at fault.
     pub fn load(folder: &Path) -> Result<Self, PrepError> {
+        Self::load_or(folder, TokenizerClass::Llama)
+    }
+
+    /// The same of a folder that is read as `class` where it names none, as transformers goes by the model's type then.
+    ///
+    /// # Errors
+    /// As [`TokenizerConfig::load`].
+    pub fn load_or(folder: &Path, class: TokenizerClass) -> Result<Self, PrepError> {
         let path = folder.join("tokenizer_config.json");
         let mut fields = match Fields::open_optional(&path)? {
             Some(fields) => fields,
             None => Fields::parse("{}", &path)?,
         };
         let class = match fields.nullable::<String>("tokenizer_class", None)?.as_deref() {
-            None | Some("LlamaTokenizer" | "LlamaTokenizerFast") => TokenizerClass::Llama,
+            None => class,
+            Some("LlamaTokenizer" | "LlamaTokenizerFast") => TokenizerClass::Llama,
             Some("Qwen2Tokenizer" | "Qwen2TokenizerFast") => TokenizerClass::Qwen2,
+            Some("CLIPTokenizer" | "CLIPTokenizerFast") => TokenizerClass::Clip,
+            Some("BertTokenizer" | "BertTokenizerFast") => TokenizerClass::Bert,
             Some("PreTrainedTokenizerFast" | "PreTrainedTokenizer") => TokenizerClass::Plain,
             Some(other) => {
-                let expected =
-                    "LlamaTokenizer, Qwen2Tokenizer or PreTrainedTokenizerFast (with or without `Fast`)";
+                let expected = "LlamaTokenizer, Qwen2Tokenizer, CLIPTokenizer, BertTokenizer or PreTrainedTokenizerFast (with or \
+                                without `Fast`)";
                 return Err(fields.error("tokenizer_class", expected, format!("{other:?}")));
             }
         };
@@ -96,6 +130,19 @@ impl TokenizerConfig {
                 ("eos_token", "<|endoftext|>"),
                 ("pad_token", "<|endoftext|>"),
                 ("unk_token", "<|endoftext|>"),
+            ],
+            TokenizerClass::Clip => &[
+                ("bos_token", "<|startoftext|>"),
+                ("eos_token", "<|endoftext|>"),
+                ("pad_token", "<|endoftext|>"),
+                ("unk_token", "<|endoftext|>"),
+            ],
+            TokenizerClass::Bert => &[
+                ("unk_token", "[UNK]"),
+                ("sep_token", "[SEP]"),
+                ("pad_token", "[PAD]"),
+                ("cls_token", "[CLS]"),
+                ("mask_token", "[MASK]"),
             ],
             TokenizerClass::Plain => &[],
         };
@@ -119,8 +166,15 @@ impl TokenizerConfig {
                 additional_special_tokens = additional;
             }
         }
+        let mut bert = BertText::default();
+        if class == TokenizerClass::Bert {
+            bert.lower_case = fields.or("do_lower_case", bert.lower_case)?;
+            bert.strip_accents = fields.nullable("strip_accents", None)?;
+            bert.split_chinese = fields.or("tokenize_chinese_chars", bert.split_chinese)?;
+        }
         Ok(Self {
             class,
+            bert,
             add_bos_token: fields.nullable("add_bos_token", Some(true))?.unwrap_or(false),
             add_eos_token: fields.nullable("add_eos_token", Some(false))?.unwrap_or(false),
             add_prefix_space: fields.nullable("add_prefix_space", None)?,

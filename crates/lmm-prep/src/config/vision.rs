@@ -1,5 +1,7 @@
 //! `vision_config`: the CLIP vision tower.
 
+use std::path::Path;
+
 use serde_json::{Map, Value};
 
 use super::Activation;
@@ -28,7 +30,7 @@ pub struct ClipVisionConfig {
     pub hidden_act: Activation,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
-    /// Width of CLIP's joint space; LLaVA does not use it.
+    /// Width of CLIP's joint space, which [`super::ClipConfig`] names itself; LLaVA does not use it.
     pub projection_dim: usize,
     /// Keys that nothing here reads.
     pub extra: Map<String, Value>,
@@ -65,6 +67,14 @@ impl ClipVisionConfig {
             projection_dim: 768,
             ..Self::default()
         }
+    }
+
+    /// Reads `config.json` of a folder that holds the tower alone, a `CLIPVisionModel`.
+    ///
+    /// # Errors
+    /// [`PrepError::Read`], [`PrepError::Json`], or [`PrepError::Field`] naming the field at fault.
+    pub fn load(folder: &Path) -> Result<Self, PrepError> {
+        Self::from_fields(Fields::open(&folder.join("config.json"))?)
     }
 
     /// Patches along one side of a tile.

@@ -1,7 +1,7 @@
 //! `decode_image` against PIL for every layout of pixels a file can have.
 
 use image::RgbImage;
-use lmm_prep::{decode_image, decode_image_upright};
+use lmm_prep::{decode_image, decode_image_upright, read_image_upright};
 use safetensors::SafeTensors;
 
 use crate::support::read;
@@ -47,6 +47,22 @@ fn every_file_decodes_to_pils_pixels() {
         compare("upright", decode_image_upright(file.data()));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_are_named_where_they_are_no_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("picture.png");
+    let says = |part: &str| {
+        let error = read_image_upright(&path).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(part) && text.contains("picture.png"), "{text}");
+    };
+    says("cannot read ");
+    std::fs::write(&path, "not an image").unwrap();
+    says("cannot read the image ");
+    RgbImage::from_pixel(3, 2, image::Rgb([7, 8, 9])).save(&path).unwrap();
+    assert_eq!(read_image_upright(&path).unwrap().dimensions(), (3, 2));
 }
 
 #[test]

@@ -105,6 +105,15 @@ fn skipping_goes_by_whole_segments_and_derived_buffers_are_known() {
 }
 
 #[test]
+fn what_a_load_asks_for_is_listed_with_shapes() {
+    let asked = Weights::asked_for(|scope| {
+        let _ = (scope.sub("x").tensor("weight", &[2, 3]), scope.quantised("y", [4, 5]));
+        scope.skip("z");
+    });
+    assert_eq!(asked, BTreeMap::from([("x.weight".to_owned(), vec![2, 3]), ("y".to_owned(), vec![4, 5])]));
+}
+
+#[test]
 fn renaming_reaches_lookups_and_may_not_collide() {
     let folder = tempfile::tempdir().unwrap();
     sharded(folder.path());

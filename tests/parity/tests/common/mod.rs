@@ -2,8 +2,12 @@
 
 use lmm_hooks::{Batch, LlavaNext, LoadOptions, PaddingSide};
 use lmm_prep::{ImageSpan, ImageTiles, Inputs, LlavaNextConfig, Size, TileGrid, TokenLayout};
-use parity_tests::{Array, Case, Fixture};
-use tch::{Device, Kind, Tensor};
+use parity_tests::{Case, Fixture};
+use tch::{Device, Kind};
+
+pub(crate) mod tensor;
+
+pub(crate) use tensor::array;
 
 /// The model of a fixture.
 pub(crate) struct Subject {
@@ -59,11 +63,4 @@ fn inputs(fixture: &Fixture, case: &Case, config: &LlavaNextConfig) -> Inputs {
     }
     let layout = TokenLayout { images: spans, n_tokens: case.input_ids.len() };
     Inputs { input_ids: case.input_ids.clone(), images, layout, turns: Vec::new() }
-}
-
-/// A tensor's values in f32.
-pub(crate) fn array(tensor: &Tensor) -> Array {
-    let shape = tensor.size().iter().map(|&length| length as usize).collect();
-    let flat = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view(-1);
-    Array { shape, values: Vec::<f32>::try_from(&flat).unwrap() }
 }
