@@ -2,6 +2,7 @@
 //!
 //! * [`Grid`]: values over rows and columns of patches, [`Grid::overlay`] paints them over a picture.
 //! * [`Page`]: a self-contained HTML page of sections with coloured tokens ([`Token`]) and pictures, without scripts.
+//! * What other pages are made of: [`framed`], [`escaped`], [`data_url`], [`PAGE_STYLE`], and [`Histogram`], a drawing of how values are spread.
 //!
 //! Values may have either sign: what supports is warm, what opposes is cold, 0 is left as it is. This crate knows no model, no feature
 //! and no file.
@@ -21,8 +22,12 @@
 //! assert!(page.html().contains("&amp; blue"));
 //! ```
 
+mod histogram;
+mod html;
 mod overlay;
 mod page;
 
+pub use histogram::Histogram;
+pub use html::{PAGE_STYLE, data_url, escaped, framed};
 pub use overlay::{Edges, Grid, colour, shrunk};
 pub use page::{Page, Token};

@@ -1,12 +1,11 @@
 //! [`Page`]: a self-contained HTML page.
 
 use std::fmt::Write as _;
-use std::io::Cursor;
 use std::ops::Range;
 
-use image::{ImageFormat, RgbImage};
+use image::RgbImage;
 
-use crate::colour;
+use crate::{colour, data_url, escaped, framed};
 
 const STYLE: &str = "body{font:15px/1.6 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:64rem;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin:2rem 0 .3rem;border-top:1px solid #ddd;padding-top:.8rem}\
@@ -100,16 +99,29 @@ impl Page {
     pub fn pictures(&mut self, pictures: &[(RgbImage, String)]) -> Result<&mut Self, image::ImageError> {
         self.body.push_str("<div class=\"row\">");
         for (picture, caption) in pictures {
-            let mut png = Cursor::new(Vec::new());
-            picture.write_to(&mut png, ImageFormat::Png)?;
-            let (data, caption) = (base64(png.get_ref()), escaped(caption));
+            let (url, caption) = (data_url(picture)?, escaped(caption));
             let _ = write!(
                 self.body,
-                "<figure><img alt=\"{caption}\" src=\"data:image/png;base64,{data}\"><figcaption>{caption}</figcaption></figure>"
+                "<figure><img alt=\"{caption}\" src=\"{url}\"><figcaption>{caption}</figcaption></figure>"
             );
         }
         self.body.push_str("</div>\n");
         Ok(self)
+    }
+
+    /// Pictures side by side with their captions, from files beside the page: each by its path from the page's folder on, with `/`
+    /// between the parts.
+    pub fn linked(&mut self, pictures: &[(String, String)]) -> &mut Self {
+        self.body.push_str("<div class=\"row\">");
+        for (path, caption) in pictures {
+            let (path, caption) = (percent_encoded(path), escaped(caption));
+            let _ = write!(
+                self.body,
+                "<figure><img loading=\"lazy\" alt=\"{caption}\" src=\"{path}\"><figcaption>{caption}</figcaption></figure>"
+            );
+        }
+        self.body.push_str("</div>\n");
+        self
     }
 
     /// The whole page.
@@ -117,13 +129,12 @@ impl Page {
         let title = escaped(&self.title);
         let mark = |share: f32, text: &str| format!("<span{}>{text}</span>", background(share));
         let legend = [mark(-1.0, "opposes"), mark(0.0, "0"), mark(1.0, "supports or is on")].concat();
-        format!(
-            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
-             <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style></head><body>\n\
-             <h1>{title}</h1>\n<p class=\"legend\">{legend} Colours go by the largest value of each text and picture; \
-             values are in the tooltips.</p>\n{}</body></html>\n",
+        let body = format!(
+            "<h1>{title}</h1>\n<p class=\"legend\">{legend} Colours go by the largest value of each text and picture; \
+             values are in the tooltips.</p>\n{}",
             self.body
-        )
+        );
+        framed(&self.title, STYLE, &body)
     }
 }
 
@@ -137,26 +148,17 @@ fn background(share: f32) -> String {
     format!(" style=\"background:rgba({red},{green},{blue},{:.3})\"", strength * 0.75)
 }
 
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            // What cannot stand in a page.
-            '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{7f}' => escaped.push('\u{fffd}'),
-            other => escaped.push(other),
+/// A path as a relative URL.
+fn percent_encoded(path: &str) -> String {
+    let mut encoded = String::with_capacity(path.len());
+    for &byte in path.as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
-    escaped
-}
-
-fn base64(bytes: &[u8]) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode(bytes)
+    encoded
 }
 
 #[cfg(test)]
@@ -191,6 +193,18 @@ mod tests {
         let expected = [("a", 1.0), (" [image]", 5.0), (" b", 4.0), (" [image]", 5.0)];
         assert_eq!(tokens, expected.map(|(text, value)| Token::new(text, value)));
         assert_eq!(Token::of_prompt(&texts[..1], &[1.0], &[], sum), [Token::new("a", 1.0)]);
+    }
+
+    #[test]
+    fn linked_pictures_are_not() {
+        let mut page = Page::new("x");
+        page.linked(&[("images/a b\"#1.png".to_owned(), "<one>".to_owned())]);
+        let html = page.html();
+        assert!(
+            html.contains("src=\"images/a%20b%22%231.png\"") && html.contains("alt=\"&lt;one&gt;\""),
+            "{html}"
+        );
+        assert!(!html.contains("base64"));
     }
 
     #[test]

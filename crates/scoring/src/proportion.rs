@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Confidence;
+
 /// How many of `n` verdicts were yes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proportion {
@@ -9,25 +11,6 @@ pub struct Proportion {
     pub yes: u64,
     /// All verdicts.
     pub n: u64,
-}
-
-/// How sure an interval is to hold the true share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Confidence {
-    /// 95 in 100 times.
-    P95,
-    /// 99 in 100 times.
-    P99,
-}
-
-impl Confidence {
-    /// The quantile of the standard normal distribution that leaves half of the rest above it.
-    fn quantile(self) -> f64 {
-        match self {
-            Self::P95 => 1.959_963_984_540_054,
-            Self::P99 => 2.575_829_303_548_901,
-        }
-    }
 }
 
 impl Proportion {
@@ -47,7 +30,7 @@ impl Proportion {
     /// `z/(1 + z²/n) · √(p(1-p)/n + z²/4n²)`. Unlike the normal interval it is sound for few verdicts and shares near 0 and 1.
     pub fn wilson(self, confidence: Confidence) -> Option<[f64; 2]> {
         let p = self.share()?;
-        let (z, n) = (confidence.quantile(), self.n as f64);
+        let (z, n) = (confidence.normal_quantile(), self.n as f64);
         let scale = 1.0 + z * z / n;
         let centre = (p + z * z / (2.0 * n)) / scale;
         let half = z / scale * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
