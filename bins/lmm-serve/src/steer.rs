@@ -5,8 +5,7 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use lmm_hooks::LlavaNext;
-use mm_data::hub::{self, RepoKind};
-use sae_core::Sae;
+use model_kit::SaeFolders;
 use steering::{Change, Mode, Plan, Steerable, Steerer, Target};
 
 /// The flag `--steer [HOOK:]FEATURE=VALUE`.
@@ -57,15 +56,8 @@ pub(crate) fn of_request(steerable: &Steerable, asked: &BTreeMap<String, f32>) -
 }
 
 fn plan<'a>(steerable: &Steerable, wanted: impl Iterator<Item = (&'a Target, f32)>) -> Result<Plan, String> {
-    let mut plan = Plan::default();
-    for (target, value) in wanted {
-        let (hook, feature) = steerable.resolve(target).map_err(text_of)?;
-        if plan.insert(hook.clone(), feature, Change { mode: Mode::Clamp, value }).is_some() {
-            return Err(format!("feature {feature} of {hook} is named twice"));
-        }
-    }
-    steerable.check(&plan).map_err(text_of)?;
-    Ok(plan)
+    let changes = wanted.map(|(target, value)| (target, Change { mode: Mode::Clamp, value }));
+    steerable.plan(Plan::default(), changes).map_err(text_of)
 }
 
 /// Reads every autoencoder below `source`, a folder or Hub id, onto the model's device and in its number type.
@@ -73,8 +65,7 @@ fn plan<'a>(steerable: &Steerable, wanted: impl Iterator<Item = (&'a Target, f32
 /// # Errors
 /// When there is none, or one does not fit the model or cannot steer it.
 pub(crate) fn load(source: &str, network: &LlavaNext) -> Result<Steerer> {
-    let root = hub::resolve(source, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
-    let steerer = Steerer::load(&Sae::find(&root)?, network, network.kind())?;
+    let steerer = Steerer::load(SaeFolders::find(source)?.folders(), network, network.kind())?;
     for (hook, features) in steerer.steerable().features() {
         tracing::info!(%hook, features, "autoencoder loaded");
     }

@@ -3,17 +3,19 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use attribution::{Combine, Place};
-use mm_data::hub::{self, RepoKind};
-use model_kit::{ModelFolder, OpenModel, PrecisionArgs, TorchArgs};
+use anyhow::{Context, Result, bail};
+use attribution::{AttributionError, Combine, Place};
+use model_kit::{ModelFolder, OpenModel, PrecisionArgs, SaeFolders, TorchArgs};
 use sae_core::Sae;
 use sae_torch::TorchSae;
 use sae_types::{FeatureId, Filters, HookPoint};
-use stage_kit::{CommonArgs, RunManifest, UsageError, hash_file};
+use stage_kit::{CommonArgs, RunManifest, UsageError, hash_file, hash_files};
 use tch::Kind;
 
 use crate::data::{self, Prepared, Reading};
+
+/// Points of the integrated gradients unless told otherwise.
+pub(crate) const STEPS: NonZeroUsize = NonZeroUsize::new(10).expect("10 is not 0");
 
 /// How several logits become one.
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
@@ -65,6 +67,14 @@ pub(crate) struct ShortlistArgs {
     filters: Option<PathBuf>,
 }
 
+/// What is asked of what, all that can be known before the model's weights are read.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    folder: ModelFolder,
+    saes: SaeFolders,
+    pub(crate) questions: Vec<Prepared>,
+}
+
 /// A model with its autoencoders and the questions.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -74,21 +84,31 @@ pub(crate) struct Session {
 }
 
 impl AskingArgs {
-    /// Opens everything, and notes it.
-    pub(crate) fn open(
+    /// Finds everything, checks that it fits, and notes it.
+    pub(crate) fn prepare(
         &self,
         reading: Reading,
-        shortlist: Option<&Filters>,
-        torch: TorchArgs,
+        shortlist: &Shortlist,
         common: &CommonArgs,
         run: &mut RunManifest,
-    ) -> Result<Session> {
+    ) -> Result<Asking> {
         if common.world()?.size > 1 {
             return Err(UsageError::new("sae-attribute runs as one process: leave --world-size at 1").into());
         }
         let entries = data::read(&self.data)?;
         run.input("data", &self.data.display(), hash_file(&self.data)?);
+        let wanted = shortlist.hooks(&self.hook)?;
+        let saes = SaeFolders::find(&self.sae)?.only(&self.hook)?.only(wanted)?;
         let folder = ModelFolder::find(&self.model)?;
+        run.input("model", &folder.folder.display(), hash_file(&folder.folder.join("config.json"))?);
+        saes.note(run)?;
+        let network = folder.hollow()?;
+        for (hook, fitting) in saes.load(&network)? {
+            if network.is_vision(&hook)? {
+                return Err(AttributionError::VisionPoint { point: hook }.into());
+            }
+            shortlist.check_width(&hook, fitting.sae.num_latents())?;
+        }
         let own = self.data.parent().unwrap_or(Path::new("")).to_owned();
         let root = self.image_root.as_ref().unwrap_or(&own);
         let combine = match self.combine {
@@ -100,39 +120,30 @@ impl AskingArgs {
             prepared.with_context(|| format!("question {number} of {}", self.data.display()))
         };
         let questions = entries.iter().enumerate().map(prepare).collect::<Result<Vec<_>>>()?;
-        let model = folder.load(torch, self.precision.weights())?;
-        run.input("model", &model.folder.display(), hash_file(&model.folder.join("config.json"))?);
-        let places = self.places(&model, shortlist, run)?;
-        Ok(Session { model, places, questions })
+        let images = questions.iter().flat_map(|question| &question.images);
+        run.input("images of data", &root.display(), hash_files(images)?);
+        Ok(Asking { folder, saes, questions })
     }
+}
 
-    fn places(
-        &self,
-        model: &OpenModel,
-        shortlist: Option<&Filters>,
-        run: &mut RunManifest,
-    ) -> Result<Vec<Place>> {
-        let root = hub::resolve(&self.sae, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
-        let mut found = Sae::find(&root)?;
-        let wanted: Vec<&HookPoint> =
-            self.hook.iter().chain(shortlist.into_iter().flat_map(Filters::hooks)).collect();
-        if let Some(hook) = wanted.iter().find(|hook| !found.contains_key(*hook)) {
-            let there: Vec<_> = found.keys().map(HookPoint::as_str).collect();
-            bail!("{} has no autoencoder for {hook}, it has: {}", self.sae, there.join(", "));
+impl Asking {
+    /// Reads the weights.
+    pub(crate) fn open(self, args: &AskingArgs, torch: TorchArgs) -> Result<Session> {
+        let Self { folder, saes, questions } = self;
+        let model = folder.load(torch, args.precision.weights())?;
+        if model.network.kind() != Kind::Float {
+            tracing::warn!(
+                "the model computes in {}: an effect is the difference of two scores whose states are rounded to that, so that small \
+                 effects are noise; --dtype f32 gives them",
+                torch.dtype
+            );
         }
-        found.retain(|hook, _| wanted.is_empty() || wanted.contains(&hook));
-        let mut places = Vec::with_capacity(found.len());
-        for (hook, folder) in found {
-            let sae = Sae::load(&folder)?;
-            if let Some(shortlist) = shortlist {
-                shortlist.check_width(&hook, sae.num_latents())?;
-            }
-            run.input(&format!("sae {hook}"), &folder.display(), hash_file(&folder.join("sae.safetensors"))?);
-            let sae = TorchSae::from_sae(&sae, model.network.device(), Kind::Float)?;
-            places.push(Place::new(&model.network, hook, sae)?);
+        let mut places = Vec::with_capacity(saes.folders().len());
+        for (hook, folder) in saes.folders() {
+            let sae = TorchSae::from_sae(&Sae::load(folder)?, model.network.device(), Kind::Float)?;
+            places.push(Place::new(&model.network, hook.clone(), sae)?);
         }
-        ensure!(!places.is_empty(), "{} holds no autoencoder", self.sae);
-        Ok(places)
+        Ok(Session { model, places, questions })
     }
 }
 
@@ -150,12 +161,7 @@ pub(crate) enum Shortlist {
 impl ShortlistArgs {
     pub(crate) fn read(&self) -> Result<Shortlist> {
         if let Some(path) = &self.filters {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read filters {}", path.display()))?;
-            let filters: Filters = serde_json::from_str(&text)
-                .with_context(|| format!("{} is no filters file", path.display()))?;
-            ensure!(!filters.is_empty(), "{} names no hook point", path.display());
-            return Ok(Shortlist::Filters(filters));
+            return Ok(Shortlist::Filters(Filters::read(path, |bytes| serde_json::from_slice(bytes))?));
         }
         Ok(match &self.features {
             Some(features) => Shortlist::Features(features.iter().copied().map(FeatureId).collect()),
@@ -165,11 +171,36 @@ impl ShortlistArgs {
 }
 
 impl Shortlist {
-    /// The filters, if that is what was given.
-    pub(crate) fn filters(&self) -> Option<&Filters> {
+    /// The hook points to look at, of those that `--hook` names; none where all are to be.
+    fn hooks<'h>(&'h self, named: &'h [HookPoint]) -> Result<Vec<&'h HookPoint>, UsageError> {
+        let Self::Filters(filters) = self else { return Ok(named.iter().collect()) };
+        let wanted: Vec<&HookPoint> =
+            filters.hooks().filter(|hook| named.is_empty() || named.contains(hook)).collect();
+        if wanted.is_empty() {
+            let there: Vec<_> = filters.hooks().map(HookPoint::as_str).collect();
+            return Err(UsageError::new(format!(
+                "--filters names no feature of any --hook: it names features of {}",
+                there.join(", ")
+            )));
+        }
+        match wanted.iter().find(|hook| filters.features(hook).is_none_or(<[_]>::is_empty)) {
+            Some(hook) => Err(UsageError::new(format!("--filters names no feature of {hook}"))),
+            None => Ok(wanted),
+        }
+    }
+
+    /// Refuses features that an autoencoder of `width` latents does not have.
+    fn check_width(&self, hook: &HookPoint, width: usize) -> Result<()> {
         match self {
-            Self::Filters(filters) => Some(filters),
-            _ => None,
+            Self::None => Ok(()),
+            Self::Filters(filters) => Ok(filters.check_width(hook, width)?),
+            Self::Features(features) => match features.iter().find(|feature| feature.index() >= width) {
+                Some(feature) => bail!(UsageError::new(format!(
+                    "--features: {feature} is beyond the autoencoder at {hook}, which has latents 0 to {}",
+                    width.saturating_sub(1)
+                ))),
+                None => Ok(()),
+            },
         }
     }
 
@@ -180,5 +211,28 @@ impl Shortlist {
             Self::Features(features) => Some(features),
             Self::Filters(filters) => filters.features(hook),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_and_hooks_are_both_heeded() {
+        let read = |text: &str| Shortlist::Filters(serde_json::from_str(text).unwrap());
+        let [one, two, three] = [1, 2, 3].map(HookPoint::layer);
+        let both = read(r#"{"model.layers.1": [4], "model.layers.2": [0, 9]}"#);
+        assert_eq!(both.hooks(&[]).unwrap(), [&one, &two]);
+        assert_eq!(both.hooks(&[three.clone(), two.clone()]).unwrap(), [&two]);
+        let error = both.hooks(std::slice::from_ref(&three)).unwrap_err().to_string();
+        assert!(error.contains("features of model.layers.1, model.layers.2"), "{error}");
+        let empty = read(r#"{"model.layers.1": [], "model.layers.2": [0]}"#);
+        assert!(empty.hooks(&[]).unwrap_err().to_string().contains("no feature of model.layers.1"));
+        assert_eq!(empty.hooks(std::slice::from_ref(&two)).unwrap(), [&two]);
+        assert!(both.check_width(&two, 10).is_ok() && both.check_width(&two, 9).is_err());
+        let features = Shortlist::Features(vec![FeatureId(3)]);
+        assert!(features.check_width(&one, 4).is_ok() && features.check_width(&one, 3).is_err());
+        assert_eq!(features.hooks(std::slice::from_ref(&one)).unwrap(), [&one]);
     }
 }

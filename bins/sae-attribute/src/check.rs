@@ -5,14 +5,14 @@ use std::num::NonZeroUsize;
 
 use anyhow::Result;
 use attribution::{
-    Ablation, Agreement, Asked, AttributionError, Effects, integrated, integrated_each, one_pass,
+    Ablation, Agreement, Asked, AttributionError, Clean, Effects, integrated, integrated_each, one_pass,
 };
 use model_kit::TorchArgs;
 use sae_types::{FeatureId, HookPoint};
 use serde::Serialize;
-use stage_kit::{CommonArgs, Progress, RunManifest};
+use stage_kit::{CommonArgs, Progress, RunManifest, UsageError};
 
-use crate::asking::AskingArgs;
+use crate::asking::{AskingArgs, STEPS, Shortlist};
 use crate::data::Reading;
 
 /// A method that gives all features at once.
@@ -34,9 +34,9 @@ pub(crate) struct CheckArgs {
     /// Methods to check
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["one-pass", "ig"])]
     method: Vec<Fast>,
-    /// Points of the integrated gradients
-    #[arg(long, default_value_t = NonZeroUsize::new(10).expect("10 is not 0"))]
-    steps: NonZeroUsize,
+    /// With --method ig or ig-together: points of the integrated gradients; default: 10
+    #[arg(long)]
+    steps: Option<NonZeroUsize>,
     /// How many of the strongest features to switch off, per question and hook point
     #[arg(long, default_value_t = NonZeroUsize::new(100).expect("100 is not 0"))]
     top: NonZeroUsize,
@@ -60,20 +60,32 @@ struct Row {
 
 pub(crate) fn run(args: &CheckArgs, torch: TorchArgs, common: &CommonArgs) -> Result<()> {
     let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
+    if args.steps.is_some() && args.method.iter().all(|&method| method == Fast::OnePass) {
+        return Err(UsageError::new("--steps is for the methods ig and ig-together").into());
+    }
     let reading = if args.asking.chat { Reading::Chat } else { Reading::Plain };
-    let session = args.asking.open(reading, None, torch, common, &mut manifest)?;
+    let asking = args.asking.prepare(reading, &Shortlist::None, common, &mut manifest)?;
+    let session = asking.open(&args.asking, torch)?;
     let progress = Progress::new("checking", "questions", Some(session.questions.len() as u64));
     let mut rows = Vec::new();
     for (question, prepared) in session.questions.iter().enumerate() {
         let asked = Asked::new(&session.model.network, &prepared.question, &session.places)?;
-        let exact = Ablation::new(&asked, args.asking.rows)?;
-        for &method in &args.method {
-            for (site, effects) in args.effects(method, &asked)?.iter().enumerate() {
-                let agreement = exact.check(site, effects, args.top.get())?.agreement;
-                let (hook, score, error) = (effects.point.clone(), exact.score(), exact.error(site)?);
-                rows.push(Row { question, hook, method, agreement, score, error });
+        let clean = Clean::new(&asked)?;
+        let exact = Ablation::new(&clean, args.asking.rows);
+        let said = args.method.iter().map(|&method| args.effects(method, &clean));
+        let said = said.collect::<Result<Vec<_>, _>>()?;
+        let mut of_question = Vec::new();
+        for (site, place) in session.places.iter().enumerate() {
+            let fast: Vec<&Effects> = said.iter().map(|effects| &effects[site]).collect();
+            let (checks, error) = (exact.check(site, &fast, args.top.get())?, exact.error(site)?);
+            for (number, (&method, check)) in args.method.iter().zip(checks).enumerate() {
+                let (hook, agreement, score) = (place.point().clone(), check.agreement, clean.score());
+                of_question.push((number, Row { question, hook, method, agreement, score, error }));
             }
         }
+        // Method by method, then by hook point.
+        of_question.sort_by_key(|&(number, _)| number);
+        rows.extend(of_question.into_iter().map(|(_, row)| row));
         progress.inc(1);
     }
     progress.finish();
@@ -81,18 +93,19 @@ pub(crate) fn run(args: &CheckArgs, torch: TorchArgs, common: &CommonArgs) -> Re
 }
 
 impl CheckArgs {
-    fn effects(&self, method: Fast, asked: &Asked<'_>) -> Result<Vec<Effects>, AttributionError> {
+    fn effects(&self, method: Fast, clean: &Clean<'_, Asked<'_>>) -> Result<Vec<Effects>, AttributionError> {
+        let steps = self.steps.unwrap_or(STEPS);
         match method {
-            Fast::OnePass => one_pass(asked),
-            Fast::IgTogether => integrated(asked, self.steps),
+            Fast::OnePass => one_pass(clean),
+            Fast::IgTogether => integrated(clean, steps),
             Fast::Ig => {
                 let each = |(site, fast): (usize, Effects)| {
                     let strongest = fast.strongest(self.top.get());
                     let features: Vec<FeatureId> =
                         strongest.into_iter().map(|(feature, _)| feature).collect();
-                    integrated_each(asked, site, &features, self.steps, self.asking.rows)
+                    integrated_each(clean, site, &features, steps, self.asking.rows)
                 };
-                one_pass(asked)?.into_iter().enumerate().map(each).collect()
+                one_pass(clean)?.into_iter().enumerate().map(each).collect()
             }
         }
     }
@@ -118,7 +131,7 @@ fn print(args: &CheckArgs, rows: &[Row]) -> Result<()> {
     for row in rows {
         writeln!(
             stdout,
-            "{:>8}  {:<24} {:<8} {:>8} {:>8} {:>8} {:>9.3} {:>9.3}",
+            "{:>8}  {:<24} {:<11} {:>8} {:>8} {:>8} {:>9.3} {:>9.3}",
             row.question,
             row.hook.as_str(),
             name(row.method),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use attribution::{Combine, Question};
 use image::RgbImage;
-use lmm_prep::{ChatOptions, Inputs, Message, Part, Processor};
+use lmm_prep::{ChatOptions, Inputs, Message, Part, Processor, read_image_upright};
 use serde::{Deserialize, Serialize};
 
 /// One text, or several.
@@ -101,8 +101,13 @@ impl Entry {
                 .collect()
         };
         let (answers, baselines) = (named("answer", &self.answer)?, named("baseline", &self.baseline)?);
+        ensure!(!answers.is_empty(), "the list of answers is empty: there is no logit to trace");
+        let vocab_size = processor.config().text_config.vocab_size;
+        if let Some(beyond) = answers.iter().chain(&baselines).find(|token| token.id as usize >= vocab_size) {
+            bail!("{:?} is token {}, the model's vocabulary has {vocab_size}", beyond.text, beyond.id);
+        }
         let images: Vec<PathBuf> = self.image.list().iter().map(|image| find(root, image)).collect();
-        let pictures = images.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+        let pictures = images.iter().map(|path| read_image_upright(path)).collect::<Result<Vec<_>, _>>()?;
         let inputs = self.inputs(processor, &pictures, reading)?;
         let ids = |tokens: &[NamedToken]| tokens.iter().map(|token| token.id).collect();
         let question = Question { inputs, answers: ids(&answers), baselines: ids(&baselines), combine };
@@ -162,11 +167,4 @@ fn token(processor: &Processor, text: &str) -> Result<NamedToken> {
 fn find(root: &Path, image: &str) -> PathBuf {
     let below = root.join(image);
     if !below.exists() && Path::new(image).exists() { PathBuf::from(image) } else { below }
-}
-
-/// Reads a picture, upright.
-pub(crate) fn open(path: &Path) -> Result<RgbImage> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the image {}", path.display()))?;
-    lmm_prep::decode_image_upright(&bytes)
-        .with_context(|| format!("cannot read the image {}", path.display()))
 }

@@ -29,7 +29,7 @@ enum PoolChoice {
 pub(crate) struct FiltersArgs {
     /// Folder that `sae-attribute run` wrote
     effects: PathBuf,
-    /// Features to take over image tokens, and as many over text tokens
+    /// Features to take over image tokens, and as many over text tokens; fewer where fewer support the answer
     #[arg(long, short = 'k', default_value_t = NonZeroUsize::new(50).expect("50 is not 0"))]
     top_k: NonZeroUsize,
     /// How the effects of a feature on several tokens become one number
@@ -45,6 +45,12 @@ pub(crate) struct FiltersArgs {
     #[arg(long)]
     overwrite: bool,
 }
+
+/// Questions shown of a feature.
+const SHOWN: usize = 5;
+
+/// Where heat maps lie below the folder.
+const IMAGES: &str = "images";
 
 /// The two kinds of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +73,7 @@ pub(crate) fn run(args: &FiltersArgs, common: &CommonArgs) -> Result<()> {
     let mut lists: BTreeMap<HookPoint, Vec<FeatureId>> = BTreeMap::new();
     let mut page = Page::new(format!("Top features of {}", args.effects.display()));
     let pictures = about.questions.iter().map(views::pictures).collect::<Result<Vec<_>>>()?;
-    let folder = output.path().join("images");
+    let folder = output.path().join(IMAGES);
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut stdout = stage_kit::stdout();
     for (number, hook) in about.hooks.keys().enumerate() {
@@ -82,20 +88,27 @@ pub(crate) fn run(args: &FiltersArgs, common: &CommonArgs) -> Result<()> {
                 lists.entry(hook.clone()).or_default().extend(top.iter().map(|&(feature, _)| feature));
             }
             for (rank, &(feature, value)) in top.iter().enumerate() {
+                let most = args.most(&about, &of_hook, side, feature);
+                let shown = match about.questions.len() {
+                    all if all == most.len() => String::new(),
+                    all => format!("; shown are the {} of {all} questions where it is strongest", most.len()),
+                };
                 page.section(
                     &format!("{hook} feature {feature}"),
-                    &format!("number {} over {name} tokens, {value:+.5} on a token", rank + 1),
+                    &format!("number {} over {name} tokens, {value:+.5} on a token{shown}", rank + 1),
                 );
-                for (q, (question, pictures)) in about.questions.iter().zip(&pictures).enumerate() {
+                for q in most {
+                    let (question, pictures) = (&about.questions[q], &pictures[q]);
                     let row = of_hook[q].row(feature);
                     page.tokens(&views::tokens(question, &row));
                     if side == Side::Text || pictures.is_empty() {
                         continue;
                     }
                     let overlays = views::overlays(question, pictures, &row);
-                    save(&folder, hook, feature, q, &overlays)?;
-                    let captioned = |(i, overlay)| (overlay, caption(question, q, i));
-                    page.pictures(&overlays.into_iter().enumerate().map(captioned).collect::<Vec<_>>())?;
+                    let names = save(&folder, hook, feature, q, &overlays)?;
+                    let linked =
+                        |(i, name): (usize, String)| (format!("{IMAGES}/{name}"), caption(question, q, i));
+                    page.linked(&names.into_iter().enumerate().map(linked).collect::<Vec<_>>());
                 }
             }
         }
@@ -113,24 +126,39 @@ pub(crate) fn run(args: &FiltersArgs, common: &CommonArgs) -> Result<()> {
 }
 
 impl FiltersArgs {
-    /// The best features over one kind of tokens by the mean over all questions, a feature that is off in one counting 0 there.
+    /// The features that support the answer most over one kind of tokens, by the mean over all questions; a feature that is off in
+    /// one counts 0 there. Those that oppose it on the whole are left out.
     fn top(&self, about: &About, effects: &[&Effects], side: Side) -> Top {
-        let pool = match self.pool {
-            PoolChoice::Avg => Pool::Mean,
-            PoolChoice::Max => Pool::Max,
-        };
         let mut sums: BTreeMap<FeatureId, f64> = BTreeMap::new();
         for (question, effects) in about.questions.iter().zip(effects) {
-            let layout = question.layout();
-            let tokens = if side == Side::Image { Tokens::images(&layout) } else { Tokens::text(&layout) };
-            for (feature, value) in effects.pooled(&tokens, pool) {
+            for (feature, value) in effects.pooled(&tokens(question, side), self.pool()) {
                 *sums.entry(feature).or_default() += value / about.questions.len() as f64;
             }
         }
-        let mut top: Top = sums.into_iter().collect();
+        let mut top: Top = sums.into_iter().filter(|&(_, value)| value > 0.0).collect();
         top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         top.truncate(self.top_k.get());
         top
+    }
+
+    /// The few questions whose answers a feature supports most, best first.
+    fn most(&self, about: &About, effects: &[&Effects], side: Side, feature: FeatureId) -> Vec<usize> {
+        let value = |(number, (question, effects)): (usize, (&AboutQuestion, &&Effects))| {
+            let value = effects.pooled_of(feature, &tokens(question, side), self.pool())?;
+            (value > 0.0).then_some((number, value))
+        };
+        let mut most: Vec<(usize, f64)> =
+            about.questions.iter().zip(effects).enumerate().filter_map(value).collect();
+        most.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        most.truncate(SHOWN);
+        most.into_iter().map(|(number, _)| number).collect()
+    }
+
+    fn pool(&self) -> Pool {
+        match self.pool {
+            PoolChoice::Avg => Pool::Mean,
+            PoolChoice::Max => Pool::Max,
+        }
     }
 }
 
@@ -144,17 +172,97 @@ fn caption(question: &AboutQuestion, number: usize, image: usize) -> String {
     format!("question {number}, {name}: {}{over}", texts(&question.answers))
 }
 
+/// The tokens of one kind.
+fn tokens(question: &AboutQuestion, side: Side) -> Tokens {
+    let layout = question.layout();
+    if side == Side::Image { Tokens::images(&layout) } else { Tokens::text(&layout) }
+}
+
+/// Writes the overlays of a question; gives the names of the files.
 fn save(
     folder: &std::path::Path,
     hook: &HookPoint,
     feature: FeatureId,
     question: usize,
     overlays: &[RgbImage],
-) -> Result<()> {
-    for (image, overlay) in overlays.iter().enumerate() {
+) -> Result<Vec<String>> {
+    let write = |(image, overlay): (usize, &RgbImage)| {
         let name = format!("{}_feature{feature}_question{question}_image{image}.png", hook.file_stem());
-        let path = folder.join(name);
+        let path = folder.join(&name);
         overlay.save(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(name)
+    };
+    overlays.iter().enumerate().map(write).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use attribution::Effect;
+    use clap::Parser;
+    use sae_types::TokenIndex;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        filters: FiltersArgs,
     }
-    Ok(())
+
+    /// Questions of three tokens of text, with the effects of features on their tokens.
+    fn of(questions: &[&[(u32, u32, f32)]]) -> (About, Vec<Effects>) {
+        let hook = HookPoint::layer(2);
+        let mut about = About::new("one-pass", None, "model", "sae");
+        about.hooks.insert(hook.clone(), 9);
+        let effects = questions.iter().map(|entries| {
+            about.questions.push(AboutQuestion {
+                prompt: String::new(),
+                answers: Vec::new(),
+                baselines: Vec::new(),
+                score: 1.0,
+                tokens: vec!["t".to_owned(); 3],
+                images: Vec::new(),
+            });
+            let entry = |&(feature, token, value): &(u32, u32, f32)| Effect {
+                feature: FeatureId(feature),
+                token: TokenIndex(token),
+                value,
+            };
+            Effects::new(hook.clone(), 9, 3, entries.iter().map(entry).collect(), [Vec::new(), Vec::new()])
+        });
+        let effects = effects.collect();
+        (about, effects)
+    }
+
+    #[test]
+    fn what_opposes_the_answer_is_no_filter() {
+        let (about, effects) = of(&[
+            &[(1, 0, -3.0), (2, 0, 3.0), (3, 1, 1.0), (4, 0, -1.0)],
+            &[(2, 2, -1.5), (3, 1, -4.0), (4, 1, 1.75)],
+        ]);
+        let effects: Vec<&Effects> = effects.iter().collect();
+        let top = |flags: &str| {
+            let flags = ["x", "effects", "--save-dir", "out"].into_iter().chain(flags.split_whitespace());
+            let top = Flags::parse_from(flags).filters.top(&about, &effects, Side::Text);
+            top.into_iter()
+                .map(|(feature, value)| (feature.0, (value * 1e6).round() / 1e6))
+                .collect::<Vec<_>>()
+        };
+        // Over both questions, of three tokens each: 2 has (3 - 1.5) / 6, 4 has (-1 + 1.75) / 6; 1 and 3 are below 0.
+        assert_eq!(top(""), [(2, 0.25), (4, 0.125)]);
+        assert_eq!(top("--pool max"), [(2, 1.5), (4, 0.875), (3, 0.5)]);
+        assert_eq!(top("-k 1"), [(2, 0.25)]);
+    }
+
+    #[test]
+    fn few_questions_are_shown_the_strongest_first() {
+        let values: Vec<[(u32, u32, f32); 1]> = (0..8).map(|q| [(1, 0, q as f32 - 1.0)]).collect();
+        let (about, effects) = of(&values.iter().map(<[_; 1]>::as_slice).collect::<Vec<_>>());
+        let effects: Vec<&Effects> = effects.iter().collect();
+        let args = Flags::parse_from(["x", "effects", "--save-dir", "out"]).filters;
+        assert_eq!(args.most(&about, &effects, Side::Text, FeatureId(1)), [7, 6, 5, 4, 3]);
+        assert_eq!(args.most(&about, &effects, Side::Text, FeatureId(2)), [0; 0]);
+        let (about, effects) = of(&[&[(1, 0, -1.0)], &[(1, 2, 0.5)]]);
+        assert_eq!(args.most(&about, &effects.iter().collect::<Vec<_>>(), Side::Text, FeatureId(1)), [1]);
+    }
 }

@@ -4,6 +4,7 @@ mod asking;
 mod check;
 mod data;
 mod filters;
+mod parts;
 mod run;
 mod store;
 mod views;

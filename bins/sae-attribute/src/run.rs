@@ -7,20 +7,26 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use attribution::{Ablation, Asked, Effects, Pool, Tokens, integrated, integrated_each, msae, one_pass};
+use attribution::{
+    Ablation, Asked, Clean, Effects, Pool, Tokens, integrated, integrated_each, msae, one_pass,
+};
 use lmm_prep::Processor;
 use model_kit::TorchArgs;
 use sae_types::{FeatureId, HookPoint};
 use stage_kit::{CommonArgs, Existing, OutputFolder, Progress, RunManifest, UsageError};
 
-use crate::asking::{AskingArgs, Session, Shortlist, ShortlistArgs};
+use crate::asking::{AskingArgs, STEPS, Session, Shortlist, ShortlistArgs};
 use crate::data::{Prepared, Reading};
+use crate::parts::Parts;
 use crate::store::{About, AboutImage, AboutQuestion, Found, write, write_dense};
 
 pub(crate) const EXAMPLE: &str = "Example:
   sae-attribute run llava-hf/llama3-llava-next-8b-hf --sae lmms-lab/llama3-llava-next-8b-hf-sae-131k \\
     --data questions.json --load-in-8bit --device cuda --dtype bf16 --save-dir effects
   with questions.json: [{\"prompt\": \"...<image>...\", \"answer\": \"yes\", \"baseline\": \"no\", \"image\": \"map.png\"}]";
+
+/// Features of a shortlist unless told otherwise.
+const TOP: NonZeroUsize = NonZeroUsize::new(100).expect("100 is not 0");
 
 /// How effects are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -63,34 +69,34 @@ pub(crate) struct RunArgs {
     /// Behave as another tool does
     #[arg(long, value_enum, conflicts_with = "method")]
     compat: Option<Compat>,
-    /// Points of the integrated gradients
-    #[arg(long, default_value_t = NonZeroUsize::new(10).expect("10 is not 0"))]
-    steps: NonZeroUsize,
-    /// The way that integrated gradients go
-    #[arg(long, value_enum, default_value_t = Way::Each)]
-    path: Way,
+    /// With --method ig: points of the integrated gradients; default: 10
+    #[arg(long)]
+    steps: Option<NonZeroUsize>,
+    /// With --method ig: the way that integrated gradients go; default: each
+    #[arg(long, value_enum)]
+    path: Option<Way>,
     #[command(flatten)]
     shortlist: ShortlistArgs,
-    /// With --method exact or ig and no features named: the strongest so many, by one pass
-    #[arg(long, default_value_t = NonZeroUsize::new(100).expect("100 is not 0"))]
-    top: NonZeroUsize,
+    /// With --method exact or ig and no features named: the strongest so many, by one pass; default: 100
+    #[arg(long)]
+    top: Option<NonZeroUsize>,
     /// With --method exact: switch each feature off on one token at a time, a pass for each of its tokens
     #[arg(long)]
     per_token: bool,
     /// Also write multimodal-sae's tensor, [num_latents, tokens] f32, a file per hook point
     #[arg(long)]
     dense: bool,
-    /// Folder to write
+    /// Folder to write. What is found of each question lies beside it, in SAVE_DIR.parts, until all is done
     #[arg(long)]
     save_dir: PathBuf,
-    /// Replace the folder if it is there
+    /// Replace the folder if it is there, and what a run that did not end left in SAVE_DIR.parts
     #[arg(long)]
     overwrite: bool,
 }
 
 impl RunArgs {
     fn is_together(&self) -> bool {
-        self.method() == Method::Ig && self.path == Way::Together
+        self.method() == Method::Ig && self.path == Some(Way::Together)
     }
 
     fn method(&self) -> Method {
@@ -105,6 +111,15 @@ impl RunArgs {
                 "this method gives all features at once: --features and --filters are for ig --path each, exact and msae",
             ));
         }
+        if (self.steps.is_some() || self.path.is_some()) && method != Method::Ig {
+            return Err(UsageError::new("--steps and --path are for --method ig"));
+        }
+        let is_shortlisted = method == Method::Exact || (method == Method::Ig && !self.is_together());
+        if self.top.is_some() && (named || !is_shortlisted) {
+            return Err(UsageError::new(
+                "--top is for --method exact and ig --path each, where neither --features nor --filters name features",
+            ));
+        }
         if self.per_token && method != Method::Exact {
             return Err(UsageError::new("--per-token is for --method exact; the other methods always are"));
         }
@@ -113,6 +128,18 @@ impl RunArgs {
         }
         if self.asking.chat && method == Method::Msae {
             return Err(UsageError::new("msae takes prompts as they stand: leave out --chat"));
+        }
+        Ok(())
+    }
+
+    /// Refuses questions that what is to be written has no room for, before anything is computed.
+    fn check_questions(&self, questions: &[Prepared]) -> Result<(), UsageError> {
+        let lengths: Vec<usize> =
+            questions.iter().map(|prepared| prepared.question.inputs.input_ids.len()).collect();
+        if self.dense && lengths.windows(2).any(|two| two[0] != two[1]) {
+            return Err(UsageError::new(format!(
+                "--dense: msae's tensor needs prompts of one length, these have {lengths:?} tokens: ask one question at a time"
+            )));
         }
         Ok(())
     }
@@ -131,11 +158,15 @@ pub(crate) fn run(args: &RunArgs, torch: TorchArgs, common: &CommonArgs) -> Resu
     args.check(&shortlist)?;
     let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
     let output = OutputFolder::create(&args.save_dir, Existing::from_overwrite(args.overwrite))?;
-    let session = args.asking.open(args.reading(), shortlist.filters(), torch, common, &mut manifest)?;
+    let parts = Parts::open(&args.save_dir, args.overwrite)?;
+    let asking = args.asking.prepare(args.reading(), &shortlist, common, &mut manifest)?;
+    args.check_questions(&asking.questions)?;
+    let session = asking.open(&args.asking, torch)?;
+    let steps = args.steps.unwrap_or(STEPS);
     let (method, steps) = match args.method() {
         Method::OnePass => ("one-pass", None),
-        Method::Ig if args.is_together() => ("ig-together", Some(args.steps.get())),
-        Method::Ig => ("ig", Some(args.steps.get())),
+        Method::Ig if args.is_together() => ("ig-together", Some(steps.get())),
+        Method::Ig => ("ig", Some(steps.get())),
         Method::Exact => ("exact", None),
         Method::Msae => ("msae", None),
     };
@@ -153,7 +184,9 @@ pub(crate) fn run(args: &RunArgs, torch: TorchArgs, common: &CommonArgs) -> Resu
             seconds = started.elapsed().as_secs_f64(),
             "attributed"
         );
-        about.questions.push(describe(&session.model.processor, prepared, score)?);
+        let described = describe(&session.model.processor, prepared, score)?;
+        parts.add(question, &about, &described, &found)?;
+        about.questions.push(described);
         all.push(found);
         progress.inc(1);
     }
@@ -171,6 +204,7 @@ pub(crate) fn run(args: &RunArgs, torch: TorchArgs, common: &CommonArgs) -> Resu
     manifest.count("questions", all.len() as u64);
     manifest.count("effects", effects.sum::<usize>() as u64);
     output.commit(manifest)?;
+    parts.remove()?;
     report(&about, &all)
 }
 
@@ -187,28 +221,26 @@ impl RunArgs {
         let by_token = |effects: Vec<Effects>| {
             points.iter().cloned().zip(effects.into_iter().map(Found::Tokens)).collect()
         };
-        match self.method() {
-            Method::OnePass => Ok((asked.score()?, by_token(one_pass(&asked)?))),
-            Method::Ig if self.is_together() => {
-                Ok((asked.score()?, by_token(integrated(&asked, self.steps)?)))
-            }
+        let (clean, rows) = (Clean::new(&asked)?, self.asking.rows);
+        let steps = self.steps.unwrap_or(STEPS);
+        let found = match self.method() {
+            Method::OnePass => by_token(one_pass(&clean)?),
+            Method::Ig if self.is_together() => by_token(integrated(&clean, steps)?),
             Method::Ig => {
-                let fast = one_pass(&asked)?;
+                let fast = one_pass(&clean)?;
                 let each = |site: usize| {
                     let features = self.chosen(shortlist, &points[site], &fast[site]);
-                    integrated_each(&asked, site, &features, self.steps, self.asking.rows)
+                    integrated_each(&clean, site, &features, steps, rows)
                 };
-                let effects = (0..points.len()).map(each).collect::<Result<_, _>>()?;
-                Ok((asked.score()?, by_token(effects)))
+                by_token((0..points.len()).map(each).collect::<Result<_, _>>()?)
             }
             Method::Msae => {
-                let of = |site| msae(&asked, site, shortlist.of(&points[site]), self.asking.rows);
-                let effects = (0..points.len()).map(of).collect::<Result<_, _>>()?;
-                Ok((asked.score()?, by_token(effects)))
+                let of = |site| msae(&clean, site, shortlist.of(&points[site]), rows);
+                by_token((0..points.len()).map(of).collect::<Result<_, _>>()?)
             }
             Method::Exact => {
-                let ablation = Ablation::new(&asked, self.asking.rows)?;
-                let fast = one_pass(&asked)?;
+                let ablation = Ablation::new(&clean, rows);
+                let fast = one_pass(&clean)?;
                 let mut found = BTreeMap::new();
                 for (site, point) in points.iter().enumerate() {
                     let features = self.chosen(shortlist, point, &fast[site]);
@@ -220,16 +252,16 @@ impl RunArgs {
                     };
                     found.insert(point.clone(), one);
                 }
-                Ok((ablation.score(), found))
+                found
             }
-        }
+        };
+        Ok((clean.score(), found))
     }
-}
 
-impl RunArgs {
     /// The features asked for at a hook point, or else the strongest.
     fn chosen(&self, shortlist: &Shortlist, hook: &HookPoint, fast: &Effects) -> Vec<FeatureId> {
-        let strongest = || fast.strongest(self.top.get()).into_iter().map(|(feature, _)| feature).collect();
+        let top = self.top.unwrap_or(TOP).get();
+        let strongest = || fast.strongest(top).into_iter().map(|(feature, _)| feature).collect();
         shortlist.of(hook).map_or_else(strongest, <[_]>::to_vec)
     }
 }
@@ -252,7 +284,7 @@ fn describe(processor: &Processor, prepared: &Prepared, score: f64) -> Result<Ab
     })
 }
 
-/// Prints the strongest features of every question.
+/// Prints the features that support the answer of each question most.
 fn report(about: &About, all: &[BTreeMap<HookPoint, Found>]) -> Result<()> {
     const SHOWN: usize = 10;
     let mut stdout = stage_kit::stdout();

@@ -18,7 +18,7 @@ const ABOUT: &str = "attribution.json";
 const EFFECTS: &str = "effects.safetensors";
 
 /// What `attribution.json` says.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct About {
     format: String,
     pub(crate) method: String,
@@ -32,7 +32,7 @@ pub(crate) struct About {
 }
 
 /// What it says of one question.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct AboutQuestion {
     pub(crate) prompt: String,
     pub(crate) answers: Vec<NamedToken>,
@@ -73,6 +73,15 @@ impl About {
             hooks: BTreeMap::new(),
             questions: Vec::new(),
         }
+    }
+}
+
+impl About {
+    /// The same of other questions.
+    pub(crate) fn with(&self, questions: Vec<AboutQuestion>) -> Self {
+        let (format, method) = (self.format.clone(), self.method.clone());
+        let (model, sae, hooks) = (self.model.clone(), self.sae.clone(), self.hooks.clone());
+        Self { format, method, steps: self.steps, model, sae, hooks, questions }
     }
 }
 

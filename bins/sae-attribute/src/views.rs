@@ -5,7 +5,6 @@ use anyhow::Result;
 use image::RgbImage;
 use lmm_prep::ImageSpan;
 
-use crate::data;
 use crate::store::AboutQuestion;
 
 /// The longest side of a picture that is shown.
@@ -19,7 +18,11 @@ pub(crate) fn tokens(question: &AboutQuestion, row: &[f32]) -> Vec<Token> {
 
 /// The pictures of a question, as large as they are shown.
 pub(crate) fn pictures(question: &AboutQuestion) -> Result<Vec<RgbImage>> {
-    question.images.iter().map(|image| Ok(shrunk(&data::open(&image.path)?, SIDE))).collect()
+    question
+        .images
+        .iter()
+        .map(|image| Ok(shrunk(&lmm_prep::read_image_upright(&image.path)?, SIDE)))
+        .collect()
 }
 
 /// Each picture with the effects on its base tile, which shows all of it.

@@ -82,7 +82,7 @@ fn print(args: &OutputArgs, shown: &Shown, found: &BTreeMap<HookPoint, Vec<Liste
         return Ok(());
     }
     for (hook, listed) in found {
-        writeln!(stdout, "{hook}, {} tokens", shown.inputs.input_ids.len())?;
+        writeln!(stdout, "{hook}, {} of {} tokens count", shown.counted, shown.inputs.input_ids.len())?;
         writeln!(
             stdout,
             "{:>6} {:>8} {:>10} {:>10} {:>6}  explanation",

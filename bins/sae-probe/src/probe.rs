@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail, ensure};
-use explain::read_published;
+use anyhow::{Result, ensure};
+use explain::FeatureKey;
+use explain_kit::{EXPLANATIONS, Explanations};
 use image::RgbImage;
-use lmm_prep::{ChatOptions, Inputs, Message, Part, Processor, TokenKind};
-use mm_data::hub::{self, RepoKind};
-use model_kit::{IMAGE_PROMPT, ModelFolder, OpenModel, PrecisionArgs, TorchArgs};
-use sae_core::Sae;
+use lmm_prep::{ChatOptions, Inputs, Message, Part, Processor, TokenKind, read_image_upright};
+use model_kit::{FittingSae, IMAGE_PROMPT, ModelFolder, OpenModel, PrecisionArgs, SaeFolders, TorchArgs};
 use sae_torch::TorchSae;
 use sae_types::{FeatureId, HookPoint};
 use stage_kit::{CommonArgs, UsageError};
@@ -65,7 +64,8 @@ pub(crate) struct ProbeArgs {
     /// Which ranks to list, from 0, without the last
     #[arg(long, default_value = "0..10", value_name = "FROM..TO")]
     ranks: Ranks,
-    /// Explanations of the features: a file as sae-explain or multimodal-sae writes it, or a folder of such (model_layers_24.json)
+    /// Explanations of the features: a folder of sae-explain, a ledger (.jsonl), or files that multimodal-sae published
+    /// (model_layers_24.json)
     #[arg(long)]
     explanations: Option<PathBuf>,
     #[command(flatten)]
@@ -107,6 +107,8 @@ pub(crate) struct Shown {
     pub(crate) inputs: Inputs,
     pub(crate) texts: Vec<String>,
     pub(crate) pictures: Vec<RgbImage>,
+    /// How many of its tokens count.
+    pub(crate) counted: usize,
 }
 
 pub(crate) fn run(args: &ProbeArgs, torch: TorchArgs, common: &CommonArgs) -> Result<()> {
@@ -122,14 +124,16 @@ pub(crate) fn run(args: &ProbeArgs, torch: TorchArgs, common: &CommonArgs) -> Re
         return Err(UsageError::new("--tokens image and --overlays need an image (-i)").into());
     }
     let folder = ModelFolder::find(&args.model)?;
-    let pictures = args.image.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+    let saes = SaeFolders::find(&args.sae)?.only(&args.hook)?.load(&folder.hollow()?)?;
+    let explanations = args.explanations(saes.keys())?;
+    let pictures = args.image.iter().map(|path| read_image_upright(path)).collect::<Result<Vec<_>, _>>()?;
     let inputs = args.inputs(&folder.processor, &pictures)?;
     let positions = args.positions(&folder.processor, &inputs);
     ensure!(!positions.is_empty(), "no token of the prompt counts");
     let texts = model_kit::token_texts(&folder.processor, &inputs)?;
-    let shown = Shown { inputs, texts, pictures };
+    let shown = Shown { inputs, texts, pictures, counted: positions.len() };
     let model = folder.load(torch, args.precision.weights())?;
-    let found = args.probe(&model, &shown, &positions)?;
+    let found = args.probe(&model, &shown, &positions, saes, explanations.as_ref())?;
     output::write(&args.output, &shown, &found)
 }
 
@@ -166,30 +170,16 @@ impl ProbeArgs {
         model: &OpenModel,
         shown: &Shown,
         positions: &[u32],
+        saes: BTreeMap<HookPoint, FittingSae>,
+        explanations: Option<&Explanations>,
     ) -> Result<BTreeMap<HookPoint, Vec<Listed>>> {
-        let root = hub::resolve(&self.sae, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
-        let mut folders = Sae::find(&root)?;
-        if let Some(hook) = self.hook.iter().find(|hook| !folders.contains_key(*hook)) {
-            let there: Vec<_> = folders.keys().map(HookPoint::as_str).collect();
-            bail!("{} has no autoencoder for {hook}, it has: {}", self.sae, there.join(", "));
-        }
-        folders.retain(|hook, _| self.hook.is_empty() || self.hook.contains(hook));
         let batch = model.batch(&[&shown.inputs])?;
         let mut found = BTreeMap::new();
-        for (hook, folder) in folders {
-            let sae = Sae::load(&folder)?;
-            let width = model.network.width(&hook)?;
-            ensure!(
-                sae.d_in() as i64 == width,
-                "the autoencoder at {hook} reads vectors of {}, the model's there have {width}",
-                sae.d_in()
-            );
-            let reads = if sae.config().transcode { model.network.input_point(&hook)? } else { hook.clone() };
+        for (hook, FittingSae { sae, reads, .. }) in saes {
             let sae = TorchSae::from_sae(&sae, model.network.device(), Kind::Float)?;
             let states = model.states(&batch, &[positions.to_vec()], std::slice::from_ref(&reads))?;
             let _guard = tch::no_grad_guard();
             let measured = Measured::new(&sae, self.by, &states[&reads])?;
-            let explanations = self.explanations(&hook)?;
             let ranked = measured.ranked()?.into_iter().enumerate();
             let mut listed = Vec::new();
             for (rank, (feature, value)) in ranked.skip(self.ranks.0.start).take(self.ranks.0.len()) {
@@ -197,7 +187,8 @@ impl ProbeArgs {
                 for (&position, value) in positions.iter().zip(measured.row(feature)?) {
                     row[position as usize] = value;
                 }
-                let explanation = explanations.get(&feature).cloned();
+                let key = FeatureKey { hook: hook.clone(), feature };
+                let explanation = explanations.and_then(|known| known.texts.get(&key).cloned());
                 listed.push(Listed { rank, feature, value, row, explanation });
             }
             found.insert(hook, listed);
@@ -205,22 +196,17 @@ impl ProbeArgs {
         Ok(found)
     }
 
-    /// What was said of the features of a hook point.
-    fn explanations(&self, hook: &HookPoint) -> Result<BTreeMap<FeatureId, String>> {
-        let Some(path) = &self.explanations else { return Ok(BTreeMap::new()) };
-        let file = if path.is_dir() { path.join(format!("{}.json", hook.file_stem())) } else { path.clone() };
-        if path.is_dir() && !file.exists() {
-            return Ok(BTreeMap::new());
+    /// What was said of the features, with a word of the hook points that nothing was said of.
+    fn explanations<'h>(&self, hooks: impl Iterator<Item = &'h HookPoint>) -> Result<Option<Explanations>> {
+        let Some(path) = &self.explanations else { return Ok(None) };
+        let explanations = Explanations::open(path, EXPLANATIONS)?;
+        let known = explanations.features();
+        for hook in hooks.filter(|hook| known.iter().all(|(known, _)| known != hook)) {
+            tracing::warn!("{} explains no feature of {hook}", path.display());
         }
-        let texts = read_published(&file)?.texts.into_iter();
-        Ok(texts.filter(|(key, _)| key.hook == *hook).map(|(key, text)| (key.feature, text)).collect())
+        drop(known);
+        Ok(Some(explanations))
     }
-}
-
-fn open(path: &Path) -> Result<RgbImage> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the image {}", path.display()))?;
-    lmm_prep::decode_image_upright(&bytes)
-        .with_context(|| format!("cannot read the image {}", path.display()))
 }
 
 #[cfg(test)]

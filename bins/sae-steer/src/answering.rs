@@ -1,7 +1,6 @@
 //! Prompts made ready, and answers written.
 
 use std::io::Write;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use image::RgbImage;
@@ -23,13 +22,6 @@ impl Wording {
     pub(crate) fn of(pure_text: bool) -> Self {
         if pure_text { Self::PureText } else { Self::Chat }
     }
-}
-
-/// Reads an image, upright.
-pub(crate) fn read_image(path: &Path) -> Result<RgbImage> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the image {}", path.display()))?;
-    lmm_prep::decode_image_upright(&bytes)
-        .with_context(|| format!("{} is no image this program reads", path.display()))
 }
 
 /// A prompt as the model reads it.

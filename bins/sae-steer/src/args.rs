@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lmm_hooks::{GenerationOptions, Sampling};
 use lmm_prep::GenerationConfig;
-use mm_data::hub::{self, RepoKind};
-use model_kit::{ModelFolder, OpenModel, PrecisionArgs, TorchArgs};
-use sae_core::Sae;
+use model_kit::{ModelFolder, OpenModel, PrecisionArgs, SaeFolders, TorchArgs};
 use sae_types::HookPoint;
-use stage_kit::{UsageError, hash_file};
+use stage_kit::{RunManifest, UsageError, hash_file};
 use steering::{ErrorTerm, Mode, Plan, Stage, Steerer, When, Where};
 use tch::Kind;
 
@@ -69,11 +66,11 @@ pub(crate) struct MannerArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct WritingArgs {
-    /// Longest answer, in tokens
+    /// Longest answer, in tokens; never longer than the model's context has room for
     #[arg(long, default_value_t = NonZeroUsize::new(512).expect("512 is not 0"), help_heading = "Writing")]
     pub(crate) max_new_tokens: NonZeroUsize,
     /// 0 for the likeliest token; above, tokens are drawn
-    #[arg(long, default_value_t = 0.0, help_heading = "Writing")]
+    #[arg(long, default_value_t = 0.0, value_parser = temperature, help_heading = "Writing")]
     temperature: f64,
     /// Draw from the smallest set of tokens with this much probability
     #[arg(long, default_value_t = 1.0, help_heading = "Writing")]
@@ -92,43 +89,55 @@ pub(crate) struct Steered {
     pub(crate) steerer: Steerer,
     /// What ends an answer.
     pub(crate) generation: GenerationConfig,
-    /// The folders of the autoencoders.
-    pub(crate) folders: BTreeMap<HookPoint, PathBuf>,
+    /// Where the autoencoders lie.
+    saes: SaeFolders,
+}
+
+/// A number that is not negative, nor infinite.
+fn temperature(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
+    number.ok_or_else(|| "expected a number from 0".to_owned())
 }
 
 impl ModelArgs {
     /// Opens both, of the autoencoders those that are wanted.
     pub(crate) fn open(&self, wanted: impl Fn(&HookPoint) -> bool, manner: &MannerArgs) -> Result<Steered> {
-        let root = hub::resolve(&self.sae, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
-        let mut folders = Sae::find(&root)?;
-        let known = folders.keys().map(HookPoint::as_str).collect::<Vec<_>>().join(", ");
-        folders.retain(|hook, _| wanted(hook));
-        if folders.is_empty() {
+        let saes = SaeFolders::find(&self.sae)?;
+        let hooks: Vec<HookPoint> = saes.folders().keys().filter(|hook| wanted(hook)).cloned().collect();
+        if hooks.is_empty() {
+            let known = saes.folders().keys().map(HookPoint::as_str).collect::<Vec<_>>().join(", ");
             let problem = format!(
                 "none of the hook points asked for has an autoencoder: {} has {known}",
-                root.display()
+                saes.root().display()
             );
             return Err(UsageError::new(problem).into());
         }
+        let saes = saes.only(&hooks)?;
         let folder = ModelFolder::find(&self.model)?;
         let generation = folder.generation_config()?;
         let model = folder.load(self.torch, self.precision.weights())?;
         let kind = if manner.compat.is_some() { Kind::Float } else { model.network.kind() };
-        let steerer = Steerer::load(&folders, &model.network, kind)?;
-        Ok(Steered { model, steerer, generation, folders })
+        let steerer = Steerer::load(saes.folders(), &model.network, kind)?;
+        Ok(Steered { model, steerer, generation, saes })
     }
 }
 
 impl Steered {
     /// Notes model and autoencoders, by hash.
-    pub(crate) fn note(&self, args: &ModelArgs, run: &mut stage_kit::RunManifest) -> Result<()> {
-        let hash =
-            |file: PathBuf| hash_file(&file).with_context(|| format!("cannot read {}", file.display()));
-        run.input("model", &args.model, hash(self.model.folder.join("config.json"))?);
-        for (hook, folder) in &self.folders {
-            run.input(&format!("sae {hook}"), &folder.display(), hash(folder.join("sae.safetensors"))?);
-        }
-        Ok(())
+    pub(crate) fn note(&self, args: &ModelArgs, run: &mut RunManifest) -> Result<()> {
+        run.input("model", &args.model, hash_file(&self.model.folder.join("config.json"))?);
+        Ok(self.saes.note(run)?)
+    }
+
+    /// The options for an answer to a prompt of `length` tokens: not longer than the model's context has room for.
+    pub(crate) fn fitting(&self, options: &GenerationOptions, length: usize) -> Result<GenerationOptions> {
+        let context = self.model.network.config().text_config.max_position_embeddings;
+        let Some(room) = context.checked_sub(length).filter(|&room| room > 0) else {
+            let problem =
+                format!("the prompt is {length} tokens long, the model reads {context}, its answer included");
+            return Err(UsageError::new(problem).into());
+        };
+        Ok(GenerationOptions { max_new_tokens: options.max_new_tokens.min(room), ..options.clone() })
     }
 }
 
@@ -221,5 +230,15 @@ mod tests {
         let other = plan("--where image --when prefill --drop-error --before-topk").unwrap();
         assert_eq!(other, Plan { place: Where::Image, ..Plan::msae() });
         assert!(plan("--compat msae --drop-error").is_err() && plan("--where sky").is_err());
+    }
+
+    #[test]
+    fn temperatures_are_not_negative() {
+        for good in ["0", "0.7", "1e2"] {
+            assert!(temperature(good).is_ok(), "{good}");
+        }
+        for bad in ["-1", "-0.1", "inf", "NaN", "warm"] {
+            assert!(temperature(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -10,6 +10,7 @@ mod run;
 mod store;
 mod sweep;
 mod table;
+mod verdict;
 
 use std::process::ExitCode;
 

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
+use lmm_prep::read_image_upright;
 use mm_data::hub::open_dataset;
 use mm_data::{Choice, Dataset, Field, OpenOptions, Role, Share};
 use serde::Deserialize;
-use stage_kit::{RunManifest, UsageError, hash_bytes, hash_file};
-
-use crate::answering::read_image;
+use stage_kit::{RunManifest, UsageError, hash_bytes, hash_file, hash_files};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PromptArgs {
@@ -93,7 +92,13 @@ impl PromptArgs {
             None => None,
             Some(path) => {
                 run.input("data", &path.display(), hash_file(path)?);
-                Some(entries(path)?)
+                let entries = entries(path)?;
+                let images = entries.iter().filter_map(|entry| match &entry.image {
+                    Some(ImageOf::Path(path)) => Some(path),
+                    _ => None,
+                });
+                run.input("images of data", &path.display(), hash_files(images)?);
+                Some(entries)
             }
         };
         if let Some(image) = &self.image {
@@ -140,13 +145,13 @@ impl Prompts {
             let Entry { prompt: text, image, expected } = entries[number].clone();
             let images = match image {
                 None => Vec::new(),
-                Some(ImageOf::Path(path)) => vec![read_image(&path)?],
+                Some(ImageOf::Path(path)) => vec![read_image_upright(&path)?],
                 Some(ImageOf::Sample(sample)) => self.images_of(sample as usize)?,
             };
             return Ok(Prompt { text, expected, images, ..prompt });
         }
         let Some(dataset) = &self.dataset else {
-            let images = self.images.iter().map(|path| read_image(path)).collect::<Result<_>>()?;
+            let images = self.images.iter().map(|path| read_image_upright(path)).collect::<Result<_, _>>()?;
             return Ok(Prompt { images, ..prompt });
         };
         let sample = dataset.get(number)?;

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use lmm_hooks::Hooks;
+use lmm_prep::read_image_upright;
 use sae_types::HookPoint;
 use serde::Serialize;
 use stage_kit::{CommonArgs, UsageError};
 use steering::{Change, Mode, Plan, Steerable, Target};
 
-use crate::answering::{Wording, answer, inputs, print, read_image, text};
+use crate::answering::{Wording, answer, inputs, print, text};
 use crate::args::{MannerArgs, ModelArgs, WritingArgs};
 
 /// What multimodal-sae's script for single prompts sets a feature to.
@@ -82,11 +83,12 @@ pub(crate) fn run(args: &SteerArgs, common: &CommonArgs) -> Result<()> {
     let steered =
         args.model.open(|hook| args.hookpoint.as_ref().is_none_or(|wanted| wanted == hook), &args.manner)?;
     let plan = plan(args, steered.steerer.steerable())?;
-    let images = args.image.as_deref().map(read_image).transpose()?;
+    let images = args.image.as_deref().map(read_image_upright).transpose()?;
     let processor = &steered.model.processor;
     let inputs = inputs(processor, &args.text, images.as_slice(), Wording::of(args.pure_text))?;
     let batch = steered.model.prompts(&[&inputs])?;
     let options = args.writing.options(&steered.generation, common.seed);
+    let options = steered.fitting(&options, inputs.input_ids.len())?;
     let steering = steered.steerer.steering(std::slice::from_ref(&plan))?;
     let one = |title: &str, hooks: &mut Hooks<'_>| -> Result<(String, usize)> {
         if args.stream {
@@ -133,14 +135,8 @@ fn plan(args: &SteerArgs, steerable: &Steerable) -> Result<Plan> {
         each if each.len() == args.features.len() => Ok(each[place]),
         each => Err(wrong(format!("{} values for {} features", each.len(), args.features.len()))),
     };
-    let mut plan = args.manner.plan();
-    for (place, target) in args.features.iter().enumerate() {
-        let (hook, feature) = steerable.resolve(target).map_err(|error| wrong(error.to_string()))?;
-        let change = Change { mode: args.manner.mode, value: value(place)? };
-        if plan.insert(hook.clone(), feature, change).is_some() {
-            return Err(wrong(format!("feature {feature} of {hook} is named twice")));
-        }
-    }
-    steerable.check(&plan).map_err(|error| wrong(error.to_string()))?;
-    Ok(plan)
+    let values = (0..args.features.len()).map(value).collect::<Result<Vec<f32>>>()?;
+    let changes = values.into_iter().map(|value| Change { mode: args.manner.mode, value });
+    let plan = steerable.plan(args.manner.plan(), args.features.iter().zip(changes));
+    plan.map_err(|error| wrong(error.to_string()))
 }

@@ -16,15 +16,13 @@ use steering::{Change, Effects, Plan, repetition};
 use crate::answering::{Wording, inputs, text};
 use crate::args::{MannerArgs, ModelArgs, Steered, WritingArgs};
 use crate::prompts::{Prompt, PromptArgs, Prompts};
+use crate::published::{self, Verdicts};
 use crate::record::Record;
-use crate::store::{Earlier, Store};
-use crate::{published, table};
+use crate::store::{Earlier, SWEEP, Store};
+use crate::table;
 
 /// What multimodal-sae's sweep sets features to.
 const STRENGTH: f32 = 50.0;
-
-/// The name of the ledger.
-pub(crate) const SWEEP: &str = "sweep";
 
 pub(crate) const EXAMPLE: &str = "\
 Example:
@@ -98,16 +96,18 @@ pub(crate) fn run(args: &SweepArgs, common: &CommonArgs) -> Result<()> {
     let options = args.writing.options(&steered.generation, common.seed);
     manifest.settings = settings(args, &manifest, common.seed);
     let earlier = Earlier::of(args.resume, args.overwrite);
-    let store = Store::open(&args.save_dir, SWEEP, earlier, world, Record::key, &mut manifest)?;
+    let store = Store::open(&args.save_dir, &SWEEP, earlier, world, Record::key, &mut manifest)?;
+    if earlier == Earlier::Replace {
+        published::clear(&args.save_dir)?;
+    }
     let sweep = Sweep { args, steered, prompts, items, options };
     let interrupt = Interrupt::defer();
-    let result = sweep.run(store, world, &interrupt, &mut manifest);
-    if let Some(signal) = interrupt.signal() {
-        return Err(Interrupted(signal)).with_context(|| {
-            format!("what was answered is in {}: go on with --resume", args.save_dir.display())
-        });
+    let go_on = || format!("what was answered is in {}: go on with --resume", args.save_dir.display());
+    sweep.run(store, world, &interrupt, &mut manifest).with_context(go_on)?;
+    match interrupt.signal() {
+        Some(signal) => Err(Interrupted(signal)).with_context(go_on),
+        None => Ok(()),
     }
-    result
 }
 
 impl Sweep<'_> {
@@ -142,7 +142,7 @@ impl Sweep<'_> {
         store.finish(manifest, |records| {
             let table = table::Table::of(records)?;
             table.write(&self.args.save_dir)?;
-            published::write(records, &BTreeMap::new(), &self.args.save_dir)?;
+            published::write(records, &Verdicts::Kept, &self.args.save_dir)?;
             table.print(self.args.json)
         })
     }
@@ -168,12 +168,13 @@ impl Sweep<'_> {
         let wording = Wording::of(self.args.pure_text);
         let inputs = inputs(&model.processor, &prompt.text, &prompt.images, wording)
             .with_context(|| format!("prompt {number}"))?;
-        let original = self.write(&[&inputs], number, &mut Hooks::new())?.remove(0);
+        let original = self.write(&inputs, 1, number, &mut Hooks::new())?.remove(0);
         let effects = if self.args.no_measures {
             None
         } else {
             Some(Effects::new(&model.network, &inputs, model.pad(), &original)?)
         };
+        let original_perplexity = effects.as_ref().and_then(Effects::original_perplexity);
         let mut done = 0;
         for batch in wanted.chunks(self.args.batch_size.get()) {
             if interrupt.requested() {
@@ -181,14 +182,12 @@ impl Sweep<'_> {
             }
             let plans: Vec<Plan> = batch.iter().map(|item| self.plan(item)).collect();
             let steering = self.steered.steerer.steering(&plans)?;
-            let rows = vec![&inputs; batch.len()];
-            let texts = self.write(&rows, number, &mut steering.hooks())?;
+            let texts = self.write(&inputs, batch.len(), number, &mut steering.hooks())?;
             let measured = match &effects {
                 Some(effects) => effects.of(&steering, &texts)?.into_iter().map(Some).collect(),
                 None => vec![None; texts.len()],
             };
             for ((item, tokens), effect) in batch.iter().zip(&texts).zip(measured) {
-                let original_perplexity = effects.as_ref().and_then(Effects::original_perplexity);
                 let record = self.record(&prompt, item, &original, tokens, original_perplexity)?;
                 store.add(&Record { effect, ..record })?;
             }
@@ -198,13 +197,19 @@ impl Sweep<'_> {
         Ok(done)
     }
 
-    /// Answers prompts, each drawing from the random stream of the prompt's number whatever is changed.
-    fn write(&self, rows: &[&Inputs], number: usize, hooks: &mut Hooks<'_>) -> Result<Vec<Vec<u32>>> {
-        let batch = self.steered.model.prompts(rows)?;
-        let options = GenerationOptions { stream: number as u64, ..self.options.clone() };
-        let options = vec![options; rows.len()];
+    /// Answers a prompt in so many rows, each drawing from the random stream of the prompt's number whatever is changed.
+    fn write(
+        &self,
+        prompt: &Inputs,
+        rows: usize,
+        number: usize,
+        hooks: &mut Hooks<'_>,
+    ) -> Result<Vec<Vec<u32>>> {
+        let batch = self.steered.model.repeated(prompt, rows)?;
+        let options = self.steered.fitting(&self.options, prompt.input_ids.len())?;
+        let options = vec![GenerationOptions { stream: number as u64, ..options }; rows];
         let mut generation = self.steered.model.network.start_generation(&batch, &options, hooks)?;
-        let mut texts = vec![Vec::new(); rows.len()];
+        let mut texts = vec![Vec::new(); rows];
         while let Some(tokens) = generation.step()? {
             for (text, token) in texts.iter_mut().zip(tokens) {
                 text.extend(token.map(|token| token.id));
@@ -250,6 +255,9 @@ impl Sweep<'_> {
 
 /// The features the flags choose, each at all strengths.
 fn items(args: &SweepArgs, wanted: &Wanted<'_>, steered: &Steered) -> Result<Vec<Item>> {
+    for (hook, &width) in steered.steerer.steerable().features() {
+        wanted.check_width(hook, width)?;
+    }
     let there: Vec<_> = steered
         .steerer
         .steerable()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use lmm_hooks::LlavaNext;
-use mm_data::hub::{self, RepoKind};
+use model_kit::{FittingSae, SaeFolders};
 use sae_core::{Activation as Kind, Sae};
 use sae_trainer::{Selection, Trainer, TrainerConfig};
 use sae_types::HookPoint;
@@ -107,24 +107,13 @@ fn finetuned(
     seed: u64,
     steps: u64,
 ) -> Result<Vec<Planned>> {
-    let root = hub::resolve(source, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
-    let found = Sae::find(&root)?;
+    let found = SaeFolders::find(source)?.only(hooks)?.load(network)?;
     hooks
         .iter()
         .map(|hook| {
-            let folder = found.get(hook).with_context(|| {
-                let present: Vec<&str> = found.keys().map(HookPoint::as_str).collect();
-                format!("{} has no autoencoder for {hook}; it has {}", root.display(), present.join(", "))
-            })?;
-            let sae = Sae::load(folder)?;
+            let FittingSae { sae, folder, .. } = &found[hook];
             let saved = sae.config();
-            let width = network.width(hook)? as usize;
-            ensure!(
-                saved.d_in == width,
-                "{} reads vectors of {}, but {hook} gives {width}",
-                folder.display(),
-                saved.d_in
-            );
+            let width = saved.d_in;
             ensure!(
                 saved.transcode == args.hooks.transcode,
                 "{} is {} transcoder: {} --transcode",

@@ -94,26 +94,13 @@ impl Effects {
 
     /// What each feature that is on among `tokens` adds there, ascending by feature; sums are f64.
     pub fn pooled(&self, tokens: &Tokens, pool: Pool) -> Vec<(FeatureId, f64)> {
-        let n = tokens.len();
-        let mut pooled = Vec::new();
-        for group in self.entries.chunk_by(|a, b| a.feature == b.feature) {
-            let values =
-                group.iter().filter(|entry| tokens.holds(entry.token)).map(|entry| f64::from(entry.value));
-            let (count, sum, max) = values.fold((0, 0.0, f64::NEG_INFINITY), |(count, sum, max), value| {
-                (count + 1, sum + value, f64::max(max, value))
-            });
-            if count == 0 {
-                continue;
-            }
-            let value = match pool {
-                Pool::Sum => sum,
-                Pool::Mean => sum / n as f64,
-                Pool::Max if count < n => max.max(0.0),
-                Pool::Max => max,
-            };
-            pooled.push((group[0].feature, value));
-        }
-        pooled
+        let groups = self.entries.chunk_by(|a, b| a.feature == b.feature);
+        groups.filter_map(|group| Some((group[0].feature, pooled(group, tokens, pool)?))).collect()
+    }
+
+    /// The same of one feature; `None` where it is off among `tokens`.
+    pub fn pooled_of(&self, feature: FeatureId, tokens: &Tokens, pool: Pool) -> Option<f64> {
+        pooled(self.of(feature), tokens, pool)
     }
 
     /// The `n` features that support the answer most, best first; the lower feature of equals first.
@@ -140,6 +127,21 @@ impl Effects {
         }
         dense
     }
+}
+
+/// One number of a feature's effects.
+fn pooled(own: &[Effect], tokens: &Tokens, pool: Pool) -> Option<f64> {
+    let n = tokens.len();
+    let values = own.iter().filter(|entry| tokens.holds(entry.token)).map(|entry| f64::from(entry.value));
+    let (count, sum, max) = values.fold((0, 0.0, f64::NEG_INFINITY), |(count, sum, max), value| {
+        (count + 1, sum + value, f64::max(max, value))
+    });
+    (count > 0).then(|| match pool {
+        Pool::Sum => sum,
+        Pool::Mean => sum / n as f64,
+        Pool::Max if count < n => max.max(0.0),
+        Pool::Max => max,
+    })
 }
 
 fn first(n: usize, mut features: Vec<(FeatureId, f64)>, by: impl Fn(f64) -> f64) -> Vec<(FeatureId, f64)> {
@@ -229,6 +231,8 @@ mod tests {
         assert_eq!(ids(&effects.top(2, &images, Pool::Mean)), [(2, 0.5), (7, 1.0 / 3.0)]);
         assert_eq!(ids(&effects.top(9, &images, Pool::Max)), [(2, 3.0), (7, 1.0), (3, 0.0)]);
         assert_eq!(ids(&effects.top(9, &text, Pool::Sum)), [(5, 1.0), (2, -4.0)]);
+        assert_eq!(effects.pooled_of(FeatureId(2), &text, Pool::Mean), Some(-4.0 / 3.0));
+        assert_eq!(effects.pooled_of(FeatureId(3), &text, Pool::Sum), None);
         assert_eq!(ids(&effects.strongest(2)), [(2, -2.5), (3, -2.0)]);
         assert_eq!(effects.total(), -2.5 - 2.0 + 2.0 + 6.0 * 0.75);
     }

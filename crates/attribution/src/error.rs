@@ -75,6 +75,14 @@ pub enum AttributionError {
         /// The hook point.
         point: HookPoint,
     },
+    /// A score that is not finite.
+    #[error(
+        "the score of the answer is {score}: expected a finite number; the model's activations overflow: try --dtype f32 or bf16"
+    )]
+    Score {
+        /// What was found.
+        score: f64,
+    },
     /// A transcoder, asked for what msae does with an autoencoder.
     #[error("msae's method is for autoencoders; at {point} there is a transcoder")]
     Transcoder {

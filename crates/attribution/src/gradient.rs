@@ -1,20 +1,21 @@
 //! [`one_pass`], [`integrated`] and [`integrated_each`]: effects from gradients.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use sae_types::FeatureId;
 use tch::{Kind, Tensor};
 
-use crate::parts::{Parts, finite, read};
-use crate::{AttributionError, Downstream, Effect, Effects};
+use crate::parts::{read, without_nodes};
+use crate::{AttributionError, Clean, Downstream, Effect, Effects};
 
-/// The effects of all features at every site, in the order of the sites, from one pass forward and one backward:
+/// The effects of all features at every site, in the order of the sites, from the clean pass alone, one forward and one backward:
 /// `z[t, j] · <D[j], g_t>` with `g` the gradient of the score with respect to the state, in the model's own pass.
 ///
 /// # Errors
-/// When the pass fails or gives numbers that are not finite.
-pub fn one_pass(downstream: &impl Downstream) -> Result<Vec<Effects>, AttributionError> {
-    integrated(downstream, NonZeroUsize::MIN)
+/// When numbers are not finite.
+pub fn one_pass<D: Downstream>(clean: &Clean<'_, D>) -> Result<Vec<Effects>, AttributionError> {
+    integrated(clean, NonZeroUsize::MIN)
 }
 
 /// Integrated gradients on the way on which all features go together: as [`one_pass`], but with the mean of the gradients at
@@ -23,19 +24,18 @@ pub fn one_pass(downstream: &impl Downstream) -> Result<Vec<Effects>, Attributio
 /// effects of the features of a site sum to what the score loses when all are off.
 ///
 /// # Errors
-/// As [`one_pass`].
-pub fn integrated(
-    downstream: &impl Downstream,
+/// As [`one_pass`]; when a pass fails.
+pub fn integrated<D: Downstream>(
+    clean: &Clean<'_, D>,
     steps: NonZeroUsize,
 ) -> Result<Vec<Effects>, AttributionError> {
-    let (_, observed) = downstream.observe()?;
-    let mut all = Vec::with_capacity(observed.len());
-    for (number, (site, observed)) in downstream.sites().into_iter().zip(&observed).enumerate() {
-        let parts = Parts::new(site, observed);
-        let mut sum = observed.gradient.copy();
+    let mut all = Vec::new();
+    for (number, (site, seen)) in clean.all().enumerate() {
+        let parts = &seen.parts;
+        let mut sum = seen.gradient.copy();
         for missing in missing(steps) {
             let state: Tensor = &parts.state - &parts.features * missing;
-            sum += downstream.gradients(number, &state.unsqueeze(0))?.squeeze_dim(0);
+            sum += clean.downstream.gradients(number, &state.unsqueeze(0))?.squeeze_dim(0);
         }
         all.push(parts.effects(site, &(sum / steps.get() as f64))?);
     }
@@ -48,33 +48,28 @@ pub fn integrated(
 /// passes per feature, `rows` at a time. There are no error nodes.
 ///
 /// # Errors
-/// As [`one_pass`]; when a feature is beyond the autoencoder.
+/// As [`integrated`]; when a feature is beyond the autoencoder.
 ///
 /// # Panics
 /// When there is no such site.
-pub fn integrated_each(
-    downstream: &impl Downstream,
+pub fn integrated_each<D: Downstream>(
+    clean: &Clean<'_, D>,
     site: usize,
     features: &[FeatureId],
     steps: NonZeroUsize,
     rows: NonZeroUsize,
 ) -> Result<Effects, AttributionError> {
-    let (_, observed) = downstream.observe()?;
-    let (own, observed) = (downstream.sites().swap_remove(site), &observed[site]);
+    let (own, seen) = clean.seen(site);
+    let parts = &seen.parts;
     own.check(features)?;
-    let parts = Parts::new(own, observed);
-    let mut on: Vec<(FeatureId, Tensor, Tensor)> = Vec::new();
-    for &feature in features {
-        let activations = parts.activations(feature);
-        if activations.any().int64_value(&[]) != 0 {
-            let direction = own.sae.decoder_weight().get(i64::from(feature.0)).to_kind(Kind::Float);
-            on.push((feature, activations, direction));
-        }
-    }
-    on.sort_unstable_by_key(|&(feature, ..)| feature);
-    on.dedup_by_key(|&mut (feature, ..)| feature);
+    let features: BTreeSet<FeatureId> = features.iter().copied().filter(|&f| parts.is_on(f)).collect();
+    let with_tensors = |feature: FeatureId| {
+        let direction = own.sae.decoder_weight().get(i64::from(feature.0)).to_kind(Kind::Float);
+        (feature, parts.activations(feature), direction)
+    };
+    let on: Vec<(FeatureId, Tensor, Tensor)> = features.into_iter().map(with_tensors).collect();
     // <D[j], Σ g> by token, with the gradient at the state itself to begin with.
-    let mut along: Vec<Tensor> = on.iter().map(|(.., direction)| observed.gradient.mv(direction)).collect();
+    let mut along: Vec<Tensor> = on.iter().map(|(.., direction)| seen.gradient.mv(direction)).collect();
     let ways: Vec<(usize, f64)> =
         (0..on.len()).flat_map(|at| missing(steps).map(move |missing| (at, missing))).collect();
     for chunk in ways.chunks(rows.get()) {
@@ -83,7 +78,7 @@ pub fn integrated_each(
             &parts.state - (activations * missing).outer(direction)
         };
         let states = Tensor::stack(&chunk.iter().map(state).collect::<Vec<_>>(), 0);
-        let gradients = downstream.gradients(site, &states)?;
+        let gradients = clean.downstream.gradients(site, &states)?;
         for (row, &(at, _)) in chunk.iter().enumerate() {
             along[at] = &along[at] + gradients.get(row as i64).mv(&on[at].2);
         }
@@ -99,9 +94,7 @@ pub fn integrated_each(
             value,
         }));
     }
-    finite(own, &[], &[], &entries)?;
-    let n_tokens = parts.state.size()[0] as usize;
-    Ok(Effects::new(own.point.clone(), own.sae.num_latents(), n_tokens, entries, [Vec::new(), Vec::new()]))
+    without_nodes(own, parts, entries)
 }
 
 /// How much is missing at the points before the last, the state itself, whose gradient is known.

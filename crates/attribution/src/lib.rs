@@ -7,11 +7,13 @@
 //!
 //! | method | effect of feature j on token t | passes |
 //! |---|---|---|
-//! | [`one_pass`] | `z[t, j] · <D[j], g_t>`, `g` the gradient at `x` | 1 forward, 1 backward for all features of all hook points |
-//! | [`integrated_each`] | the same with `g` the mean of the gradients at N points on the way from `x` without the feature to `x` | N of both per feature |
-//! | [`integrated`] | the same on the way from `x` without any feature, `x - Σ z D`, to `x` | N of both per hook point |
+//! | [`one_pass`] | `z[t, j] · <D[j], g_t>`, `g` the gradient at `x` | none: all features of all hook points |
+//! | [`integrated_each`] | the same with `g` the mean of the gradients at N points on the way from `x` without the feature to `x` | N - 1 of both per feature |
+//! | [`integrated`] | the same on the way from `x` without any feature, `x - Σ z D`, to `x` | N - 1 of both per hook point |
 //! | [`Ablation`] | `score - score without it`, on all tokens or on one | 1 forward per feature, or per code |
 //! | [`msae`] | multimodal-sae's: masked before TopK, the error dropped | 1 of both per feature |
+//!
+//! Passes beyond one forward and one backward, which [`Clean`] makes and all methods share.
 //!
 //! [`Ablation::check`] says how far the fast ones can be trusted: rank correlation and slope against what is exact.
 //!
@@ -23,6 +25,7 @@
 //! files and no flags.
 
 mod agreement;
+mod clean;
 mod downstream;
 mod effects;
 mod error;
@@ -33,6 +36,7 @@ mod parts;
 mod question;
 
 pub use agreement::Agreement;
+pub use clean::Clean;
 pub use downstream::{Downstream, Observed, Site};
 pub use effects::{Effect, Effects, Pool, Tokens};
 pub use error::AttributionError;

@@ -1,6 +1,5 @@
 //! [`msae`]: what multimodal-sae computes, two passes per feature.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use sae_core::Activation;
@@ -8,8 +7,8 @@ use sae_torch::TopK;
 use sae_types::FeatureId;
 use tch::{Kind, Tensor};
 
-use crate::parts::{Parts, finite, read};
-use crate::{AttributionError, Downstream, Effect, Effects};
+use crate::parts::{read, without_nodes};
+use crate::{AttributionError, Clean, Downstream, Effect, Effects};
 
 /// Effects as multimodal-sae has them (`features/patching/attribution.py` at 60265c3), at site number `site`, of `features`, or
 /// of all that are on, `rows` at a time.
@@ -23,43 +22,35 @@ use crate::{AttributionError, Downstream, Effect, Effects};
 ///
 /// # Panics
 /// When there is no such site.
-pub fn msae(
-    downstream: &impl Downstream,
+pub fn msae<D: Downstream>(
+    clean: &Clean<'_, D>,
     site: usize,
     features: Option<&[FeatureId]>,
     rows: NonZeroUsize,
 ) -> Result<Effects, AttributionError> {
-    let (_, observed) = downstream.observe()?;
-    let (own, observed) = (downstream.sites().swap_remove(site), &observed[site]);
+    let (own, seen) = clean.seen(site);
     let sae = own.sae;
     if sae.config().transcode {
         return Err(AttributionError::Transcoder { point: own.point.clone() });
     }
     own.check(features.unwrap_or_default())?;
-    let width = sae.num_latents();
-    let parts = Parts::new(own, observed);
-    let clean = (&parts.state - &parts.error).to_kind(Kind::Float);
+    let parts = &seen.parts;
+    let reconstruction = (&parts.state - &parts.error).to_kind(Kind::Float);
     // The latent that enters on each token when one of its own goes.
     let next = match sae.config().activation {
         Activation::BatchTopK { .. } => None,
-        _ if sae.k() == width => None,
-        _ => Some(next_after(&sae.encode_centred(&sae.centre(&observed.input), sae.k() + 1))),
+        _ if sae.k() == sae.num_latents() => None,
+        _ => Some(next_after(&sae.encode_centred(&sae.centre(&seen.input), sae.k() + 1))),
     };
     let entering = next.map(|next| sae.decode_without_bias(&next).to_kind(Kind::Float));
 
-    let mut codes = parts.on()?;
-    if let Some(features) = features {
-        codes.retain(|code| features.contains(&code.feature));
-    }
-    let mut by_feature: BTreeMap<FeatureId, Vec<Effect>> = BTreeMap::new();
-    for code in codes {
-        by_feature.entry(code.feature).or_default().push(code);
-    }
-    let by_feature: Vec<_> = by_feature.into_iter().collect();
+    let codes = parts.on(features);
+    let by_feature: Vec<&[Effect]> = codes.chunk_by(|a, b| a.feature == b.feature).collect();
     let mut found = Vec::new();
     for chunk in by_feature.chunks(rows.get()) {
-        let lost = |(feature, _): &(FeatureId, Vec<Effect>)| {
-            let activations = parts.activations(*feature);
+        let lost = |codes: &&[Effect]| {
+            let feature = codes[0].feature;
+            let activations = parts.activations(feature);
             let direction = sae.decoder_weight().get(i64::from(feature.0)).to_kind(Kind::Float);
             let gone = activations.outer(&direction);
             match &entering {
@@ -69,15 +60,13 @@ pub fn msae(
         };
         // x̂ - x̂', [rows, tokens, width].
         let lost = Tensor::stack(&chunk.iter().map(lost).collect::<Vec<_>>(), 0);
-        let gradients = downstream.gradients(site, &(clean.unsqueeze(0) - &lost))?;
+        let gradients = clean.downstream.gradients(site, &(reconstruction.unsqueeze(0) - &lost))?;
         let effects = read("effects", &(lost * gradients).sum_dim_intlist(2, false, Kind::Float))?;
-        let n_tokens = clean.size()[0] as usize;
-        for ((_, codes), effects) in chunk.iter().zip(effects.chunks(n_tokens)) {
+        for (codes, effects) in chunk.iter().zip(effects.chunks(parts.n_tokens())) {
             found.extend(codes.iter().map(|code| Effect { value: effects[code.token.index()], ..*code }));
         }
     }
-    finite(own, &[], &[], &found)?;
-    Ok(Effects::new(own.point.clone(), width, clean.size()[0] as usize, found, [Vec::new(), Vec::new()]))
+    without_nodes(own, parts, found)
 }
 
 /// The last of the codes of each row, the smallest.

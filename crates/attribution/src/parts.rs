@@ -1,5 +1,7 @@
 //! [`Parts`]: a state taken apart into features, bias and error.
 
+use std::collections::BTreeSet;
+
 use sae_torch::TopK;
 use sae_types::{FeatureId, TokenIndex};
 use tch::{Device, Kind, Tensor};
@@ -11,6 +13,8 @@ use crate::{AttributionError, Effect, Effects, Site};
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) codes: TopK,
+    /// The same, those that are on, by feature, then by token.
+    on: Vec<Effect>,
     pub(crate) state: Tensor,
     /// `Σ_j z[t, j] · D[j]`.
     pub(crate) features: Tensor,
@@ -21,7 +25,9 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    pub(crate) fn new(site: Site<'_>, observed: &Observed) -> Self {
+    /// # Errors
+    /// When the codes cannot be read back.
+    pub(crate) fn new(site: Site<'_>, observed: &Observed) -> Result<Self, AttributionError> {
         let sae = site.sae;
         let _guard = tch::no_grad_guard();
         let codes = sae.encode(&observed.input);
@@ -34,7 +40,14 @@ impl Parts {
         };
         let state = observed.state.to_kind(Kind::Float);
         let error = &state - &features - &bias;
-        Self { codes, state, features, bias, error }
+        let mut on = entries(&codes, &codes.values)?;
+        on.sort_unstable_by_key(|code| (code.feature, code.token));
+        Ok(Self { codes, on, state, features, bias, error })
+    }
+
+    /// How many tokens there are.
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.state.size()[0] as usize
     }
 
     /// `z[t, j] · <D[j], g_t>` of every code, `<error, g>` and `<bias, g>` of every token, with `gradient` `[tokens, width]`.
@@ -55,11 +68,16 @@ impl Parts {
         (own * self.codes.values.to_kind(Kind::Float)).sum_dim_intlist(1, false, Kind::Float)
     }
 
-    /// Each code that is on, by feature, then by token.
-    pub(crate) fn on(&self) -> Result<Vec<Effect>, AttributionError> {
-        let mut on = entries(&self.codes, &self.codes.values)?;
-        on.sort_unstable_by_key(|code| (code.feature, code.token));
-        Ok(on)
+    /// The codes that are on of `features`, or of all, by feature, then by token.
+    pub(crate) fn on(&self, features: Option<&[FeatureId]>) -> Vec<Effect> {
+        let Some(features) = features else { return self.on.clone() };
+        let features: BTreeSet<FeatureId> = features.iter().copied().collect();
+        self.on.iter().filter(|code| features.contains(&code.feature)).copied().collect()
+    }
+
+    /// Whether a feature is on, on any token.
+    pub(crate) fn is_on(&self, feature: FeatureId) -> bool {
+        self.on.binary_search_by_key(&feature, |code| code.feature).is_ok()
     }
 }
 
@@ -79,7 +97,7 @@ fn along(rows: &Tensor, codes: &TopK, gradient: &Tensor, kind: Kind) -> Tensor {
 }
 
 /// What `values` `[tokens, k]` say of the codes that are on.
-pub(crate) fn entries(codes: &TopK, values: &Tensor) -> Result<Vec<Effect>, AttributionError> {
+fn entries(codes: &TopK, values: &Tensor) -> Result<Vec<Effect>, AttributionError> {
     let k = codes.indices.size()[1].max(1) as usize;
     let features: Vec<i64> = read_flat("latents", &codes.indices)?;
     let on: Vec<f32> = read("activations", &codes.values)?;
@@ -91,13 +109,19 @@ pub(crate) fn entries(codes: &TopK, values: &Tensor) -> Result<Vec<Effect>, Attr
     Ok(features.into_iter().zip(on).zip(values).enumerate().filter_map(of).collect())
 }
 
-/// Refuses effects that are not finite.
-pub(crate) fn finite(
+/// Effects of features alone, without nodes for bias and error.
+pub(crate) fn without_nodes(
     site: Site<'_>,
-    error: &[f32],
-    bias: &[f32],
-    entries: &[Effect],
-) -> Result<(), AttributionError> {
+    parts: &Parts,
+    entries: Vec<Effect>,
+) -> Result<Effects, AttributionError> {
+    finite(site, &[], &[], &entries)?;
+    let others = [Vec::new(), Vec::new()];
+    Ok(Effects::new(site.point.clone(), site.sae.num_latents(), parts.n_tokens(), entries, others))
+}
+
+/// Refuses effects that are not finite.
+fn finite(site: Site<'_>, error: &[f32], bias: &[f32], entries: &[Effect]) -> Result<(), AttributionError> {
     let values = entries.iter().map(|entry| entry.value);
     if values.chain(error.iter().copied()).chain(bias.iter().copied()).all(f32::is_finite) {
         return Ok(());

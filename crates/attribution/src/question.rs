@@ -93,17 +93,19 @@ impl Question {
     /// The score of each row of `hidden` `[rows, tokens, width]`, the states that the head reads, in f32.
     fn score(&self, model: &LlavaNext, hidden: &Tensor) -> Tensor {
         let last = hidden.select(1, hidden.size()[1] - 1);
-        let logits = model.lm_head(&last).to_kind(Kind::Float);
-        let combined = |tokens: &[u32]| {
-            let tokens: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
-            let chosen = logits.index_select(1, &Tensor::from_slice(&tokens).to_device(logits.device()));
+        let logits = model.logits_of(&last, &[self.answers.as_slice(), &self.baselines].concat());
+        let combined = |first: usize, tokens: &[u32]| {
+            let chosen = logits.narrow(1, first as i64, tokens.len() as i64);
             match self.combine {
                 Combine::Mean => chosen.mean_dim(1, false, Kind::Float),
                 Combine::Sum => chosen.sum_dim_intlist(1, false, Kind::Float),
             }
         };
-        let answers = combined(&self.answers);
-        if self.baselines.is_empty() { answers } else { answers - combined(&self.baselines) }
+        let answers = combined(0, &self.answers);
+        if self.baselines.is_empty() {
+            return answers;
+        }
+        answers - combined(self.answers.len(), &self.baselines)
     }
 }
 

@@ -62,7 +62,38 @@ impl Batch {
         kind: Kind,
         side: PaddingSide,
     ) -> Result<Self, HookError> {
-        let lengths: Vec<usize> = samples.iter().map(|sample| sample.input_ids.len()).collect();
+        let rows: Vec<Row<'_>> = samples.iter().map(|&inputs| (inputs, [].as_slice())).collect();
+        Self::of_rows(&rows, Packing::default(), pad, device, kind, side)
+    }
+
+    /// One prompt with each of `answers`, which may be empty, behind it, a row each: what [`Batch::new`] makes of as many prompts, but the
+    /// prompt's images are there once, and go through tower and projector once. Hooks of the vision side see the tiles of one
+    /// prompt.
+    ///
+    /// # Errors
+    /// As [`Batch::new`].
+    pub fn continued(
+        prompt: &Inputs,
+        answers: &[&[u32]],
+        pad: u32,
+        device: Device,
+        kind: Kind,
+        side: PaddingSide,
+    ) -> Result<Self, HookError> {
+        let rows: Vec<Row<'_>> = answers.iter().map(|&answer| (prompt, answer)).collect();
+        Self::of_rows(&rows, Packing { is_shared: true, ..Packing::default() }, pad, device, kind, side)
+    }
+
+    fn of_rows(
+        samples: &[Row<'_>],
+        mut packing: Packing,
+        pad: u32,
+        device: Device,
+        kind: Kind,
+        side: PaddingSide,
+    ) -> Result<Self, HookError> {
+        let length = |(prompt, answer): &Row<'_>| prompt.input_ids.len() + answer.len();
+        let lengths: Vec<usize> = samples.iter().map(length).collect();
         if let Some(sample) = lengths.iter().position(|&length| length == 0) {
             return Err(HookError::EmptySample { sample });
         }
@@ -71,14 +102,16 @@ impl Batch {
         let mut ids = Vec::with_capacity(samples.len() * width);
         let mut real = Vec::with_capacity(ids.capacity());
         let mut positions = Vec::with_capacity(ids.capacity());
-        let mut packing = Packing::default();
-        for (row, sample) in samples.iter().enumerate() {
+        let mut largest_id = pad;
+        for (row, (sample, answer)) in samples.iter().enumerate() {
             let padding = width - lengths[row];
             let before = if side == PaddingSide::Left { padding } else { 0 };
             let own = before..before + lengths[row];
+            let all: Vec<u32> = sample.input_ids.iter().chain(*answer).copied().collect();
+            largest_id = all.iter().copied().fold(largest_id, u32::max);
             for place in 0..width {
                 let token = own.contains(&place).then(|| place - before);
-                ids.push(i64::from(token.map_or(pad, |token| sample.input_ids[token])));
+                ids.push(i64::from(token.map_or(pad, |token| all[token])));
                 real.push(token.is_some());
                 positions.push(token.map_or(PADDING_POSITION, |token| token as i64));
             }
@@ -90,7 +123,7 @@ impl Batch {
             input_ids: tensor(&ids),
             real: Tensor::from_slice(&real).view(shape).to_device(device),
             positions: tensor(&positions),
-            largest_id: samples.iter().flat_map(|s| &s.input_ids).copied().max().unwrap_or(pad).max(pad),
+            largest_id,
             lengths,
             width,
             side,
@@ -206,8 +239,13 @@ impl Batch {
 /// The position id of padding (transformers fills with it where the attention mask is 0).
 const PADDING_POSITION: i64 = 1;
 
+/// A prompt, and what stands behind it.
+type Row<'a> = (&'a Inputs, &'a [u32]);
+
 #[derive(Default)]
 struct Packing {
+    /// Whether all samples have the images of the first.
+    is_shared: bool,
     pixels: Vec<f32>,
     tile_shape: Option<(usize, usize)>,
     patches_per_tile: usize,
@@ -223,6 +261,10 @@ impl Packing {
     fn add(&mut self, sample: usize, inputs: &Inputs, origin: usize) -> Result<(), HookError> {
         let wrong = |what, expected: String, got: String| HookError::Inputs { sample, what, expected, got };
         let (images, spans) = (&inputs.images, &inputs.layout.images);
+        let is_there = self.is_shared && sample > 0;
+        if is_there {
+            self.n_tiles = 0;
+        }
         if images.len() != spans.len() {
             let (expected, got) = (spans.len().to_string(), images.len().to_string());
             return Err(wrong("number of images", expected, got));
@@ -240,8 +282,10 @@ impl Packing {
                 return Err(wrong("positions of an image's tokens", expected, got));
             };
             self.placeholders.extend(ids);
-            self.add_pixels(image)
-                .map_err(|(expected, got)| wrong("shape of an image's tiles", expected, got))?;
+            if !is_there {
+                self.add_pixels(image)
+                    .map_err(|(expected, got)| wrong("shape of an image's tiles", expected, got))?;
+            }
             self.add_places(image, origin + span.start);
             self.n_tiles += grid.n_tiles();
         }

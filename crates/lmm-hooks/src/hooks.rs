@@ -157,6 +157,15 @@ impl<'p, 'h> Pass<'p, 'h> {
         Self { last: None, ..self }
     }
 
+    /// The same pass, taken up at `first`; refused where a hook would never be called.
+    pub(crate) fn beginning_at(self, first: Site) -> Result<Self, HookError> {
+        let passed = self.hooks.entries.iter().zip(&self.sites).find(|(_, site)| **site < first);
+        match passed {
+            Some(((point, _), _)) => Err(HookError::Passed { point: point.clone() }),
+            None => Ok(self),
+        }
+    }
+
     /// Calls the hooks of `site` on its tensor and gives what goes on from there.
     pub(crate) fn visit(&mut self, site: Site, mut tensor: Tensor) -> Flow<Tensor> {
         if self.sites.is_empty() {

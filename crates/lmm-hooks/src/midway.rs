@@ -41,7 +41,8 @@ impl Midway {
         Self { layer: self.layer, hidden: self.hidden.shallow_clone() }
     }
 
-    /// The same for `copies` copies of its prompts, one set after the other. Nothing is copied.
+    /// The same for `copies` copies of its prompts, one set after the other. Of a single prompt nothing is copied; of several the
+    /// states are.
     pub fn repeated(&self, copies: usize) -> Self {
         let size = self.hidden.size();
         let (rows, copies) = (size[0], copies as i64);
@@ -96,7 +97,7 @@ impl LlavaNext {
     /// lengths and padding count, so that it may come without images. Differentiable.
     ///
     /// # Errors
-    /// When a hook point is unknown, or a hook changes a shape.
+    /// When a hook point is unknown, or a hook changes a shape; [`HookError::Passed`] for a hook before `midway`.
     ///
     /// # Panics
     /// When `batch` has another shape than `midway`.
@@ -108,7 +109,8 @@ impl LlavaNext {
         hooks: &mut Hooks<'_>,
     ) -> Result<Option<Tensor>, HookError> {
         midway.check(batch);
-        let mut pass = Pass::new(&self.points, hooks, batch)?;
+        let mut pass =
+            Pass::new(&self.points, hooks, batch)?.beginning_at(Site::before_layer(midway.layer))?;
         let hidden = midway.hidden.shallow_clone();
         finished(self.decoder.forward_from(midway.layer, hidden, None, &mut pass))
     }
@@ -121,7 +123,7 @@ impl LlavaNext {
     /// dequantised matrix lives no longer than that takes. Hooks are then called twice.
     ///
     /// # Errors
-    /// As [`LlavaNext::run_on`]; [`HookError::Passed`] for a point before `midway`.
+    /// As [`LlavaNext::run_on`]; [`HookError::Passed`] for a point or a hook before `midway`.
     ///
     /// # Panics
     /// As [`LlavaNext::run_on`].
@@ -135,15 +137,10 @@ impl LlavaNext {
         score: impl FnOnce(&Tensor) -> Tensor,
     ) -> Result<Gradients, HookError> {
         midway.check(batch);
-        for point in points {
-            let site = self.site(point)?;
-            if site < Site::before_layer(midway.layer) {
-                return Err(HookError::Passed { point: point.clone() });
-            }
-        }
         let seen = RefCell::new(BTreeMap::new());
         let mut hooks = Watch(&seen).add(hooks, points);
-        let mut pass = Pass::new(&self.points, &mut hooks, batch)?.unstoppable();
+        let pass = Pass::new(&self.points, &mut hooks, batch)?.unstoppable();
+        let mut pass = pass.beginning_at(Site::before_layer(midway.layer))?;
         let by_layer = self.quantisation().is_some();
         let run = || {
             if by_layer {

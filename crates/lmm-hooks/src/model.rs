@@ -257,6 +257,20 @@ impl LlavaNext {
         self.head.forward(hidden)
     }
 
+    /// The logits of some tokens alone, `[.., ids]`, of final hidden states `[.., width]`. Products and sums are f32 whatever the
+    /// model's dtype, in which the differences of logits that are nearly equal would be steps of its rounding. Differentiable.
+    ///
+    /// # Panics
+    /// When a token is beyond the vocabulary.
+    #[track_caller]
+    pub fn logits_of(&self, hidden: &Tensor, ids: &[u32]) -> Tensor {
+        let vocab_size = self.config.text_config.vocab_size;
+        let beyond = ids.iter().find(|&&id| id as usize >= vocab_size);
+        assert!(beyond.is_none(), "token {beyond:?} of a vocabulary of {vocab_size}");
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        self.head.some_outputs(hidden, &Tensor::from_slice(&ids).to_device(hidden.device()))
+    }
+
     /// The hidden states at some hook points, without gradients: `[batch, tokens, width]`, or `[n_tiles, .., width]` for
     /// the tower and the projector. Nothing after the last of them is computed.
     ///

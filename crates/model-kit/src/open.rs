@@ -147,6 +147,16 @@ impl OpenModel {
         Batch::new(prompts, self.pad(), device, kind, PaddingSide::Left).map_err(|source| self.failed(source))
     }
 
+    /// One prompt to be continued in `rows` ways; its images go through the tower once.
+    ///
+    /// # Errors
+    /// As [`OpenModel::batch`].
+    pub fn repeated(&self, prompt: &Inputs, rows: usize) -> Result<Batch, ModelError> {
+        let (device, kind) = (self.network.device(), self.network.kind());
+        Batch::continued(prompt, &vec![&[][..]; rows], self.pad(), device, kind, PaddingSide::Left)
+            .map_err(|source| self.failed(source))
+    }
+
     /// The token that fills shorter prompts up.
     pub fn pad(&self) -> u32 {
         self.processor.tokenizer().special_id("pad_token").unwrap_or(0)

@@ -20,10 +20,7 @@ impl TorchSae {
         let centred = self.centre(x);
         let (n, m) = (latents.size()[0], latents.size()[1]);
         assert_eq!(x.size()[0], n, "rows of latents");
-        let flat = latents.reshape([-1]);
-        let rows = self.encoder_weight().index_select(0, &flat).view([n, m, -1]).transpose(1, 2);
-        let bias = self.encoder_bias().index_select(0, &flat).view([n, 1, m]);
-        let own = bias.baddbmm(&centred.unsqueeze(1), &rows, 1.0, 1.0).squeeze_dim(1).relu_();
+        let own = self.activations_of(&centred, latents);
         if let Activation::BatchTopK { threshold } = self.config().activation {
             let off = own.to_kind(Kind::Float).le(f64::from(threshold));
             return own.masked_fill(&off, 0.0);
@@ -53,6 +50,27 @@ impl TorchSae {
         let is_kept = codes.indices.unsqueeze(2).eq_tensor(&latents.unsqueeze(1)).any_dim(1, false);
         let off = off.logical_and(&doubtful.logical_and(&is_kept).logical_not());
         own.masked_fill(&off, 0.0)
+    }
+
+    /// The activations before TopK of each row's own latents, `[n, m]`. Their encoder rows, `[rows, m, d_in]`, are gathered for as many
+    /// rows at a time as the dense budget allows.
+    fn activations_of(&self, centred: &Tensor, latents: &Tensor) -> Tensor {
+        let (n, m) = (latents.size()[0], latents.size()[1]);
+        let row_bytes = m as usize * self.d_in() * self.kind().elt_size_in_bytes();
+        let chunk = i64::try_from(self.dense_budget() / row_bytes.max(1)).unwrap_or(i64::MAX).max(1);
+        let of_chunk = |start: i64| {
+            let len = chunk.min(n - start);
+            let flat = latents.narrow(0, start, len).reshape([-1]);
+            let rows = self.encoder_weight().index_select(0, &flat).view([len, m, -1]).transpose(1, 2);
+            let bias = self.encoder_bias().index_select(0, &flat).view([len, 1, m]);
+            let centred = centred.narrow(0, start, len).unsqueeze(1);
+            bias.baddbmm(&centred, &rows, 1.0, 1.0).squeeze_dim(1).relu_()
+        };
+        if n <= chunk {
+            return of_chunk(0);
+        }
+        let starts = (0..n).step_by(usize::try_from(chunk).unwrap_or(usize::MAX));
+        Tensor::cat(&starts.map(of_chunk).collect::<Vec<_>>(), 0)
     }
 
     /// How many latents of `n` rows the dense budget has room for.
@@ -96,9 +114,11 @@ mod tests {
             };
             let mut config = SaeConfig::new(d_in, latents, k);
             config.activation = activation;
-            let sae = Sae::from_parts(config, tensors).unwrap();
-            let sae = TorchSae::from_sae(&sae, Device::Cpu, Kind::Float).unwrap().with_dense_budget(20_000);
+            let host = Sae::from_parts(config, tensors).unwrap();
+            let sae = TorchSae::from_sae(&host, Device::Cpu, Kind::Float).unwrap().with_dense_budget(20_000);
             let n = 4;
+            // In one gather of encoder rows, and in one for each token.
+            let cramped = TorchSae::from_sae(&host, Device::Cpu, Kind::Float).unwrap().with_dense_budget(1);
             let x = Tensor::from_slice(&draw(n * d_in)).view([n as i64, -1]);
             let codes = sae.encode(&x);
             let dense = Tensor::zeros([n as i64, latents as i64], (Kind::Float, Device::Cpu));
@@ -109,6 +129,10 @@ mod tests {
                 let kept = sae.kept(&x, &some);
                 let off = (kept - wanted.narrow(1, start, 20)).abs().max().double_value(&[]);
                 assert!(off < 1e-5, "{activation:?}, {latents} latents from {start}: {off}");
+                if latents < 100 {
+                    let off = (cramped.kept(&x, &some) - wanted.narrow(1, start, 20)).abs().max();
+                    assert!(off.double_value(&[]) < 1e-5, "{activation:?} from {start}, token by token");
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A sparse autoencoder or transcoder on a libtorch device: encode, decode, splice into a forward pass, sparse gradients.
+//! A sparse autoencoder or transcoder on a libtorch device: encode, decode, sparse gradients.
 //!
 //! [`TorchSae`] holds the parameters of a [`sae_core::Sae`] on a device, in any float dtype. Encoding needs dense pre-activations
 //! `[tokens, num_latents]` for libtorch's `topk`, and for BatchTopK's threshold; it makes them for as many tokens at a time as a
@@ -12,7 +12,7 @@
 //!
 //! ```
 //! use sae_core::{Sae, SaeConfig, SaeTensors};
-//! use sae_torch::{ErrorTerm, TorchSae};
+//! use sae_torch::TorchSae;
 //! use tch::{Device, Kind, Tensor};
 //!
 //! let directions = vec![1.0, 0.0, 0.0, 1.0, -1.0, 0.0, 0.0, -1.0];
@@ -30,8 +30,6 @@
 //! let codes = sae.encode(&x);
 //! assert_eq!(codes.to_codes(4)?.row(0).latents, [0]);
 //! assert_eq!(sae.decode(&codes), Tensor::from_slice(&[3.0_f32, 0.0, 0.0, 2.0]).reshape([2, 2]));
-//! // Nothing edited, error kept: nothing changes.
-//! assert_eq!(sae.splice(&x, ErrorTerm::Keep, |codes| codes), x);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -41,7 +39,6 @@ mod error;
 mod gradients;
 mod kept;
 mod sae;
-mod splice;
 mod topk;
 
 pub use bags::Bags;
@@ -49,5 +46,4 @@ pub use encoder::Encoder;
 pub use error::TorchSaeError;
 pub use gradients::accumulate_gradients;
 pub use sae::{Parameters, TorchSae};
-pub use splice::ErrorTerm;
 pub use topk::TopK;

@@ -3,7 +3,7 @@
 
 use ndarray::Array2;
 use sae_core::{Activation, Sae, SaeConfig, SaeTensors, SparseCodes};
-use sae_torch::{Bags, ErrorTerm, Parameters, TopK, TorchSae, accumulate_gradients};
+use sae_torch::{Bags, Parameters, TopK, TorchSae, accumulate_gradients};
 use tch::{Device, Kind, Tensor};
 
 const D_IN: usize = 24;
@@ -180,35 +180,6 @@ fn a_threshold_above_everything_keeps_nothing_and_reports_nan() {
 }
 
 #[test]
-fn transcoders_are_spliced_with_the_modules_input() {
-    for config in other_kinds() {
-        let torch = TorchSae::from_sae(&of_kind(config.clone()), Device::Cpu, Kind::Float).unwrap();
-        let shape = [3, 4, D_IN as i64];
-        let (input, output) = (vectors(12).1.reshape(shape), vectors(13).1.narrow(0, 1, 12).reshape(shape));
-        let (codes, predicted) = torch.reconstruct(&input.reshape([12, D_IN as i64]));
-        let spliced = torch.splice_module(&input, &output, ErrorTerm::Drop, |codes| codes);
-        assert_eq!(spliced, predicted.reshape(shape));
-        assert_eq!(torch.splice_module(&input, &output, ErrorTerm::Keep, |codes| codes), output);
-        let none = |codes: TopK| TopK { values: codes.values.zeros_like(), indices: codes.indices };
-        let removed = &output - torch.splice_module(&input, &output, ErrorTerm::Keep, none);
-        let expected = torch.decode_without_bias(&codes).reshape(shape);
-        assert!((removed - expected).abs().max().double_value(&[]) < 1e-4);
-        if !config.transcode {
-            assert_eq!(torch.splice(&input, ErrorTerm::Drop, |codes| codes), spliced);
-        }
-    }
-}
-
-#[test]
-#[should_panic(expected = "a transcoder is spliced with the module's input")]
-fn a_hidden_state_alone_is_no_place_for_a_transcoder() {
-    let mut config = SaeConfig::new(D_IN, LATENTS, 4);
-    config.transcode = true;
-    let torch = TorchSae::from_sae(&of_kind(config), Device::Cpu, Kind::Float).unwrap();
-    let _ = torch.splice(&vectors(3).1, ErrorTerm::Drop, |codes| codes);
-}
-
-#[test]
 fn weights_go_up_and_come_back() {
     for config in other_kinds() {
         let sae = of_kind(config);
@@ -232,26 +203,6 @@ fn not_a_number_is_reported() {
     let _ = x.get(2).narrow(0, 5, 1).fill_(f64::NAN);
     let error = torch.encode(&x).to_codes(LATENTS).unwrap_err();
     assert!(format!("{:?}", std::error::Error::source(&error).unwrap()).contains("row: 2"), "{error:?}");
-}
-
-#[test]
-fn splicing_keeps_or_drops_the_error() {
-    let torch = TorchSae::from_sae(&sae(8), Device::Cpu, Kind::Float).unwrap();
-    let (_, x) = vectors(12);
-    let hidden = x.reshape([3, 4, D_IN as i64]);
-    for kind in [Kind::Float, Kind::BFloat16] {
-        let hidden = hidden.to_kind(kind);
-        assert_eq!(torch.splice(&hidden, ErrorTerm::Keep, |codes| codes), hidden);
-        let dropped = torch.splice(&hidden, ErrorTerm::Drop, |codes| codes);
-        assert_eq!((dropped.size(), dropped.kind()), (hidden.size(), kind));
-    }
-    let decoded = torch.decode(&torch.encode(&x)).reshape([3, 4, D_IN as i64]);
-    assert_eq!(torch.splice(&hidden, ErrorTerm::Drop, |codes| codes), decoded);
-    // An edit moves the hidden state by as much as it moves the reconstruction.
-    let double = |codes: TopK| TopK { values: &codes.values * 2.0, indices: codes.indices };
-    let moved = torch.splice(&hidden, ErrorTerm::Keep, double) - &hidden;
-    let expected = decoded - torch.decoder_bias();
-    assert!((moved - expected).abs().max().double_value(&[]) < 1e-5);
 }
 
 /// Gradients of `Σ ||x̂ - x||² / 3 + Σ ||x̂_first - x||² / 5`, where `x̂_first` has the first `first` codes of each row, by autograd on the

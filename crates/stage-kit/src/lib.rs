@@ -60,7 +60,7 @@ mod world;
 pub use args::CommonArgs;
 pub use checkpoint::{Checkpoint, Checkpoints};
 pub use error::{Interrupted, KitError, UsageError};
-pub use hash::{hash_bytes, hash_file};
+pub use hash::{hash_bytes, hash_file, hash_files};
 pub use interrupt::Interrupt;
 pub use manifest::{Input, RunManifest, write_whole};
 pub use output::{Existing, OutputFolder};

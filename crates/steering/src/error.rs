@@ -87,6 +87,14 @@ pub enum SteeringError {
         /// How many there are.
         width: usize,
     },
+    /// A feature that is to be changed in two ways.
+    #[error("feature {feature} of {hook} is named twice")]
+    Twice {
+        /// The hook point.
+        hook: HookPoint,
+        /// The feature.
+        feature: FeatureId,
+    },
     /// A value that the model's numbers cannot hold.
     #[error(
         "feature {feature} of {hook} cannot be held at {value:e}: the model's numbers go up to {largest:e}"

@@ -127,7 +127,8 @@ pub enum ErrorTerm {
     /// It stays. A plan that changes nothing leaves the hidden state as it is, bit for bit.
     #[default]
     Keep,
-    /// It is lost at the hook points of the plan, on every token of every pass, also where no feature is changed.
+    /// It is lost at the hook points of the plan, on every token of every pass, also where no feature is changed. Other rows of a
+    /// batch keep theirs at hook points that their own plans do not name.
     Drop,
 }
 

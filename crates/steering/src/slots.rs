@@ -39,8 +39,8 @@ struct Codes {
     numbers: Numbers,
     /// Whether any change depends on the activation: that of `add` does not.
     needs_own: bool,
-    /// What tells a pre-activation, `[batch, d_in, m]` and `[batch, 1, m]`: rows of the encoder, and its bias with the centre taken
-    /// into it. Zeros where the change does not depend on the activation.
+    /// What tells a pre-activation of what is centred, `[batch, d_in, m]` and `[batch, 1, m]`: rows of the encoder, and its bias.
+    /// Zeros where the change does not depend on the activation.
     gate: (Tensor, Tensor),
     /// Rows of the decoder, `[batch, m, d_in]`.
     decoder: Tensor,
@@ -157,9 +157,6 @@ impl Codes {
         let of_latents = |rows: &Tensor| rows.index_select(0, &latents).view([shape[0], shape[2], -1]);
         let encoder = of_latents(sae.encoder_weight()).transpose(1, 2) * &depending;
         let bias = sae.encoder_bias().index_select(0, &latents).view(shape) * &depending;
-        let centre =
-            if sae.config().transcode { sae.decoder_bias().zeros_like() } else { sae.decoder_bias().copy() };
-        let bias = bias - centre.matmul(&encoder).unsqueeze(1);
         let a = column(|row| row.0);
         Self {
             numbers: Numbers {
@@ -187,7 +184,10 @@ impl Codes {
         if tokens == 1 {
             return Some(sae.kept(&x, &self.latents).unsqueeze(1));
         }
-        let pre = bias.baddbmm(&hidden.to_kind(sae.kind()), encoder, 1.0, 1.0);
+        // Centred as the encoder does it: with the centre in a bias of 16 bits, features near 0 would be on for one and off for
+        // the other.
+        let centred = sae.centre(&x).view(hidden.size().as_slice());
+        let pre = bias.baddbmm(&centred, encoder, 1.0, 1.0);
         let on = pre.le(0.0).logical_not().any_dim(-1, false);
         let places = on.logical_and(chosen).reshape([-1]).nonzero().squeeze_dim(1);
         if places.size()[0] == 0 {
@@ -258,17 +258,22 @@ impl Columns<'_> {
         Self { codes: self.codes, row_of: of(&self.row_of), chosen: of(&self.chosen) }
     }
 
-    /// What the changes of `kept` `[n, k]` add to what they stand for, `[n, d_in]`.
+    /// What the changes of `kept` `[n, k]` add to what they stand for, `[n, d_in]`. These are columns of all tokens, row after row.
     pub(crate) fn difference(&self, sae: &TorchSae, kept: &TopK) -> Tensor {
         let Some(codes) = self.codes else {
             return Tensor::zeros([self.row_of.size()[0], sae.d_in() as i64], (sae.kind(), sae.device()));
         };
         let latents = codes.latents.index_select(0, &self.row_of);
-        let others = kept.indices.unsqueeze(2).ne_tensor(&latents.unsqueeze(1));
-        let own = kept.values.unsqueeze(2).masked_fill(&others, 0.0).sum_dim_intlist(1, false, sae.kind());
+        let of_slot = |slot: i64| {
+            let others = kept.indices.ne_tensor(&latents.narrow(1, slot, 1));
+            kept.values.masked_fill(&others, 0.0).sum_dim_intlist(1, true, sae.kind())
+        };
+        let own = Tensor::cat(&(0..latents.size()[1]).map(of_slot).collect::<Vec<_>>(), 1);
         let moved = codes.numbers.of_rows(&self.row_of).moved(Some(&own));
         let moved = moved.masked_fill(&self.chosen.logical_not().unsqueeze(1), 0.0);
-        moved.unsqueeze(1).bmm(&codes.decoder.index_select(0, &self.row_of)).squeeze_dim(1)
+        // Row by row of the batch: a row of the decoder for each token would be `[n, m, d_in]`.
+        let [batch, m] = [codes.latents.size()[0], codes.latents.size()[1]];
+        moved.view([batch, -1, m]).bmm(&codes.decoder).view([-1, sae.d_in() as i64])
     }
 
     /// Changes activations before TopK, `[rows, num_latents]` of the tokens from `start` on.
@@ -292,5 +297,56 @@ impl Columns<'_> {
             let _ = dense.scatter_(1, &of(&latents), &numbers.new_value(&old).where_self(&chosen, &old));
         }
         dense
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use sae_core::{Sae, SaeConfig, SaeTensors};
+    use tch::Device;
+
+    use super::*;
+
+    /// With a centre far from 0, as models' hidden states have it, a gate in 16 bits is open wherever the encoder keeps a feature.
+    #[test]
+    fn the_gate_is_open_where_the_encoder_keeps() {
+        tch::set_num_threads(1);
+        let (d_in, latents) = (16, 40);
+        let mut random = ChaCha8Rng::seed_from_u64(6);
+        let mut draw = |n: usize, scale: f32| -> Vec<f32> {
+            (0..n).map(|_| scale * random.random_range(-1.0..1.0)).collect()
+        };
+        let centre: Vec<f32> = draw(d_in, 1.0).into_iter().map(|number| 30.0 + number).collect();
+        let tensors = SaeTensors {
+            encoder_weight: draw(latents * d_in, 1.0),
+            encoder_bias: draw(latents, 0.1),
+            decoder_weight: draw(latents * d_in, 1.0),
+            decoder_bias: centre.clone(),
+            skip_weight: None,
+        };
+        let sae = Sae::from_parts(SaeConfig::new(d_in, latents, latents / 2), tensors).unwrap();
+        let sae = TorchSae::from_sae(&sae, Device::Cpu, Kind::BFloat16).unwrap();
+        let tokens = 50;
+        let x: Vec<f32> = draw(tokens * d_in, 0.5)
+            .iter()
+            .zip(centre.iter().cycle())
+            .map(|(number, c)| number + c)
+            .collect();
+        let hidden = Tensor::from_slice(&x).view([1, tokens as i64, d_in as i64]).to_kind(Kind::BFloat16);
+        let codes = sae.encode(&hidden.get(0));
+        let everywhere = Tensor::ones([1, tokens as i64], (Kind::Bool, Device::Cpu));
+        for latent in 0..latents as u32 {
+            let changes = Changes::from([(FeatureId(latent), Change { mode: Mode::Ablate, value: 0.0 })]);
+            let slots = Slots::new(&[Some(&changes)], &sae);
+            let own = slots.codes.as_ref().unwrap().own(&sae, &hidden, &everywhere);
+            let none = || Tensor::zeros([tokens as i64], (Kind::BFloat16, Device::Cpu));
+            let own = own.unwrap_or_else(none);
+            let is_own = codes.indices.eq(i64::from(latent)).to_kind(Kind::BFloat16);
+            let kept = (is_own * &codes.values).sum_dim_intlist(1, false, Kind::Float);
+            let missed = own.squeeze().eq(0.0).logical_and(&kept.gt(0.05)).any();
+            assert!(missed.int64_value(&[]) == 0, "latent {latent}: {own} {kept}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use sae_torch::TorchSae;
 use sae_types::{FeatureId, HookPoint};
 use tch::Kind;
 
-use crate::{Plan, Steering, SteeringError, Target};
+use crate::{Change, Plan, Steering, SteeringError, Target};
 
 /// Autoencoders on a model's device.
 #[derive(Debug, Default)]
@@ -128,6 +128,25 @@ impl Steerable {
         Ok((hook.clone(), *feature))
     }
 
+    /// A plan with the changes that targets name, all of them there.
+    ///
+    /// # Errors
+    /// When a target is not there, one is named twice, or the plan cannot be followed ([`Steerable::check`]).
+    pub fn plan<'t>(
+        &self,
+        mut plan: Plan,
+        changes: impl IntoIterator<Item = (&'t Target, Change)>,
+    ) -> Result<Plan, SteeringError> {
+        for (target, change) in changes {
+            let (hook, feature) = self.resolve(target)?;
+            if plan.insert(hook.clone(), feature, change).is_some() {
+                return Err(SteeringError::Twice { hook, feature });
+            }
+        }
+        self.check(&plan)?;
+        Ok(plan)
+    }
+
     /// Whether all that a plan asks for is there.
     ///
     /// # Errors
@@ -169,7 +188,7 @@ impl Steerable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Change, Mode, When, Where};
+    use crate::{Mode, When, Where};
 
     #[test]
     fn what_is_not_there_is_named() {
@@ -193,6 +212,14 @@ mod tests {
         assert!(both.check(&at(-65_504.0)).is_ok());
         assert!(both.check(&at(7e4)).unwrap_err().to_string().contains("up to 6.5504e4"));
         assert!(one.check(&at(f32::INFINITY)).is_err() && one.check(&at(f32::NAN)).is_err());
+        let targets = ["4", "model.layers.2:0"].map(|target| target.parse().unwrap());
+        let clamp = |value| Change { mode: Mode::Clamp, value };
+        let plan = one.plan(Plan::default(), targets.iter().zip([clamp(1.0), clamp(2.0)])).unwrap();
+        let wanted = Plan::default().with(two.clone(), FeatureId(0), clamp(2.0));
+        assert_eq!(plan, wanted.with(two.clone(), FeatureId(4), clamp(1.0)));
+        let twice = ["1", "model.layers.2:1"].map(|target| target.parse().unwrap());
+        let error = one.plan(Plan::default(), twice.iter().map(|target| (target, clamp(1.0)))).unwrap_err();
+        assert_eq!(error.to_string(), "feature 1 of model.layers.2 is named twice");
         let plan = Plan { place: Where::Image, time: When::Decoding, ..at(1.0) };
         assert!(one.check(&plan).unwrap_err().to_string().contains("both image and decoding"));
     }

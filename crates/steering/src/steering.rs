@@ -26,6 +26,8 @@ struct Point<'a> {
     hook: HookPoint,
     sae: &'a TorchSae,
     slots: Slots,
+    /// Whether the plan of each row names the hook point, `[batch, 1]` (bool): at others a row is left as it is.
+    named: Tensor,
 }
 
 impl<'a> Steering<'a> {
@@ -39,10 +41,17 @@ impl<'a> Steering<'a> {
         let point = |hook: &HookPoint| {
             let sae = steerer.saes.get(hook).ok_or(SteeringError::NoAutoencoder)?;
             let rows: Vec<_> = plans.iter().map(|plan| plan.changes.get(hook)).collect();
-            Ok(Point { hook: hook.clone(), sae, slots: Slots::new(&rows, sae) })
+            let named: Vec<bool> = rows.iter().map(Option::is_some).collect();
+            let named = Tensor::from_slice(&named).unsqueeze(1).to_device(sae.device());
+            Ok(Point { hook: hook.clone(), sae, slots: Slots::new(&rows, sae), named })
         };
         let points = hooks.into_iter().map(point).collect::<Result<_, SteeringError>>()?;
         Ok(Self { plans: plans.to_vec(), points, stage, error })
+    }
+
+    /// The hook points where anything may change, in order.
+    pub(crate) fn points(&self) -> impl Iterator<Item = &HookPoint> {
+        self.points.iter().map(|point| &point.hook)
     }
 
     /// Hooks for a forward pass over, or a generation from, a batch with as many rows as there are plans. Of a forward pass
@@ -88,23 +97,26 @@ impl<'a> Steering<'a> {
         assert_eq!(size[0] as usize, self.plans.len(), "rows of the batch against plans");
         let tokens = Tokens { context, prompts };
         let chosen = tokens.chosen(&self.plans);
-        let Point { sae, slots, .. } = point;
+        let Point { sae, slots, named, .. } = point;
         let steered = match (self.error, self.stage) {
             (ErrorTerm::Keep, Stage::AfterTopK) => slots.change(sae, hidden, &chosen),
             (ErrorTerm::Keep, Stage::BeforeTopK) => refilled(sae, slots, hidden, &chosen),
-            (ErrorTerm::Drop, _) => self.reconstructed(sae, slots, hidden, &chosen, context.real),
+            (ErrorTerm::Drop, _) => {
+                let replaced = context.real.logical_and(named);
+                self.reconstructed(sae, slots, hidden, &chosen, &replaced)
+            }
         };
         slots.redirect(sae, steered, &chosen)
     }
 
-    /// The reconstruction of all real tokens, from changed codes where `chosen`.
+    /// The reconstruction of the tokens to be `replaced`, from changed codes where `chosen`.
     fn reconstructed(
         &self,
         sae: &TorchSae,
         slots: &Slots,
         hidden: &Tensor,
         chosen: &Tensor,
-        real: &Tensor,
+        replaced: &Tensor,
     ) -> Tensor {
         let x = hidden.reshape([-1, sae.d_in() as i64]);
         let columns = slots.columns(chosen);
@@ -120,7 +132,7 @@ impl<'a> Steering<'a> {
             decoded += skip;
         }
         let decoded = decoded.to_kind(hidden.kind()).reshape(hidden.size());
-        decoded.where_self(&real.unsqueeze(-1), hidden)
+        decoded.where_self(&replaced.unsqueeze(-1), hidden)
     }
 }
 

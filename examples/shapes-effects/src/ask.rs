@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use act_cache::Cache;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mm_data::{Dataset, Field, OpenOptions, Role, Sample, hub};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -133,7 +133,11 @@ fn features(args: &AskArgs, report: &Report, seed: u64) -> Result<Features> {
         own.is_some_and(|own| own.concept.split(' ').any(|word| word == args.concept))
     };
     let cache = Cache::open(&args.cache)?;
-    let hook = cache.hooks().next().cloned().context("the cache has no hook point")?;
+    let hooks: Vec<&HookPoint> = cache.hooks().collect();
+    let &[hook] = &hooks[..] else {
+        bail!("the cache must be of one hook point, whose features the report is about; it is of {hooks:?}");
+    };
+    let hook = hook.clone();
     let mut others: Vec<FeatureId> = cache
         .hook(&hook)?
         .statistics()

@@ -106,7 +106,7 @@ pub(crate) fn judge(
         };
         seen.push(Seen { picture: target.picture, strongest: by_effect.into_iter().map(grid).collect() });
     }
-    let (strongest, random) = (strongest.into(), random.into());
+    let (strongest, random) = (Share::pooled(strongest), Share::pooled(random));
     Ok(Attribution { scenes: questions.len(), strongest, random, seen })
 }
 

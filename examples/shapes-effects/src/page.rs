@@ -20,11 +20,12 @@ pub(crate) fn html(
     let concept = &questions.first().context("there is no question")?.baseline;
     let mut page = Page::new("What features do to answers");
     let note = format!(
-        "Feature {} of {} is explained as {concept}. Held at one value on all tokens it makes {} of the answers {concept}; each of {} \
-         features drawn at random, held at the same value, makes {}. Of the three features that an answer rests on most, by one pass, {} lie \
+        "Feature {} of {} is explained as {concept}. Held at {} on all tokens it makes {} of the answers {concept}; {} features drawn at \
+         random, each held at the same value, make {}. Of the three features that an answer rests on most, by one pass, {} lie \
          on what was asked about, of features drawn at random among those that are on {}. The first {SCENES} of {} scenes:",
         features.named,
         features.hook,
+        steering.strength,
         percent(&steering.named),
         features.random.len(),
         percent(&steering.random),
@@ -53,6 +54,7 @@ fn percent(share: &Share) -> String {
         (Some(value), Some([low, high])) => {
             format!("{} % (99 % interval {} to {}, n {})", of(value), of(low), of(high), share.n)
         }
-        _ => "none".to_owned(),
+        (Some(value), None) => format!("{} % (of {})", of(value), share.n),
+        (None, _) => "none".to_owned(),
     }
 }

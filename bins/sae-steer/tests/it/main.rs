@@ -4,8 +4,5 @@
 
 mod judging;
 mod running;
-#[expect(dead_code, reason = "the server of sae-explain's tests, of which these need less")]
-#[path = "../../../sae-explain/tests/it/server.rs"]
-mod server;
 mod support;
 mod sweeping;

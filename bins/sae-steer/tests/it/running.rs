@@ -40,6 +40,16 @@ fn one_prompt_is_answered_twice() {
     )))
     .unwrap();
     assert!(pure["original"].is_string());
+    // Never longer than the context, however long it may be.
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/shapes-lmm-s");
+    let mut long = vec!["run", model, "--sae", "sae", "-t", QUESTION, "-i", "scenes/000.png", "-q", "--json"];
+    long.extend(["-f", "2", "-k", "0", "--mode", "add", "--max-new-tokens", "1000000000000"]);
+    let long: Value = serde_json::from_str(&succeeds(&mut scratch.command(&long))).unwrap();
+    assert_eq!(long["changed"], false);
+    let mut endless = vec!["run", model, "--sae", "sae", "-f", "2", "-q", "--pure-text", "-t"];
+    let words = "circle ".repeat(1100);
+    endless.push(&words);
+    fails(&mut scratch.command(&endless), 2, "the model reads 1024");
     for (flags, says) in [
         ("-f 8", "there are 8"),
         ("-f model.layers.1:0", "no autoencoder"),
@@ -48,6 +58,7 @@ fn one_prompt_is_answered_twice() {
         ("-f 2 -k 1e39", "cannot be held"),
         ("-f 2 --where last --when decoding", "no token is both last and decoding"),
         ("-f 2 --mode louder", "clamp, add, scale"),
+        ("-f 2 --temperature=-1", "expected a number from 0"),
         ("-f 2 --hookpoint model.layers.0", "has model.layers.2"),
     ] {
         fails(&mut run(flags), 2, says);

@@ -86,6 +86,10 @@ fn kills_workers_and_batches_change_nothing() {
     assert_eq!(whole["strengths"][0]["n"], 9);
     assert_eq!(whole["features"][0]["changed"], shared["features"][0]["changed"]);
 
+    let [all, feature] = [&whole["strengths"][0], &whole["features"][0]];
+    assert_eq!((&all["features"], &all["prompts"], &all["not_finite"]), (&3.into(), &3.into(), &0.into()));
+    assert!(all.get("changed_interval_95").is_none() && feature["changed_interval_95"].is_array());
+
     // multimodal-sae's files: one per prompt and strength.
     let msae = scratch.json("whole/msae/prompt-2/k-30/model.layers.2.json");
     let entry = &msae["model.layers.2_feature3"];
@@ -96,6 +100,15 @@ fn kills_workers_and_batches_change_nothing() {
     );
     assert_eq!(entry["idx"], 3);
     fails(&mut sweep("--save-dir whole --resume --mode add"), 2, "--mode was clamp, is add");
+    // Another k makes of the same weights another autoencoder.
+    let cfg = scratch.path("sae/model.layers.2/cfg.json");
+    let text = std::fs::read_to_string(&cfg).unwrap();
+    let mut changed: Value = serde_json::from_str(&text).unwrap();
+    changed["k"] = 3.into();
+    std::fs::write(&cfg, changed.to_string()).unwrap();
+    fails(&mut sweep("--save-dir whole --resume"), 2, "cfg.json of model.layers.2");
+    std::fs::write(&cfg, text).unwrap();
+    fails(&mut sweep("--save-dir other --features 5-8"), 2, "8 is beyond model.layers.2");
     // Goes on with more.
     succeeds(&mut sweep("--save-dir whole --resume --samples 2 -k 7"));
     assert_eq!(scratch.records("whole/sweep.jsonl").len(), 18 + 6);
@@ -149,4 +162,8 @@ fn prompts_come_from_a_file_and_one_of_one_strength_is_msaes_file() {
     let msae = scratch.json("one/model.layers.2.json");
     let names: Vec<&String> = msae.as_object().unwrap().keys().collect();
     assert_eq!(names, ["model.layers.2_feature2", "model.layers.2_feature6"]);
+    // The same file of prompts with another picture is another sweep.
+    std::fs::copy(scratch.path("scenes/000.png"), scratch.path("scenes/001.png")).unwrap();
+    let again = "--samples 1 --no-measures --save-dir one --compat msae --resume";
+    fails(&mut sweep(again), 2, "images of data was");
 }

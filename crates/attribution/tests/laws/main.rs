@@ -6,7 +6,9 @@ mod model;
 
 use std::num::NonZeroUsize;
 
-use attribution::{Ablation, Downstream, Effects, integrated, integrated_each, msae, one_pass};
+use attribution::{
+    Ablation, AttributionError, Clean, Downstream, Effects, integrated, integrated_each, msae, one_pass,
+};
 use sae_core::{Activation, SaeConfig};
 use sae_torch::{Parameters, TorchSae};
 use sae_types::{FeatureId, HookPoint};
@@ -19,6 +21,10 @@ const WIDTH: i64 = 8;
 
 fn n(count: usize) -> NonZeroUsize {
     NonZeroUsize::new(count).unwrap()
+}
+
+pub(crate) fn clean<D: Downstream>(downstream: &D) -> Clean<'_, D> {
+    Clean::new(downstream).unwrap()
 }
 
 /// Numbers without a pattern, in -1 .. 1.
@@ -78,8 +84,9 @@ fn without_features(function: &Function) -> f64 {
 #[test]
 fn on_a_linear_score_one_pass_is_exact() {
     let function = linear();
-    let fast = one_pass(&function).unwrap().remove(0);
-    let exact = Ablation::new(&function, n(7)).unwrap();
+    let fast = one_pass(&clean(&function)).unwrap().remove(0);
+    let passed = clean(&function);
+    let exact = Ablation::new(&passed, n(7));
     let features = on(&fast);
     assert!(features.len() > 8, "{features:?}");
     for (feature, effect) in features.iter().zip(exact.features(0, &features).unwrap()) {
@@ -93,32 +100,32 @@ fn on_a_linear_score_one_pass_is_exact() {
         near(f64::from(said.value), f64::from(exact.value), 1e-5, "per token");
     }
     near(fast.error.iter().map(|&value| f64::from(value)).sum(), exact.error(0).unwrap(), 1e-5, "error");
-    let check = exact.check(0, &fast, 100).unwrap();
+    let check = exact.check(0, &[&fast], 100).unwrap().remove(0);
     near(check.agreement.spearman.unwrap(), 1.0, 1e-9, "rank correlation");
     near(check.agreement.slope.unwrap(), 1.0, 1e-5, "slope");
     // Features, errors and biases make up the state, and the score is linear in it: 3 is what it adds of its own.
-    near(fast.total(), exact.score() - 3.0, 1e-4, "the sum of all effects");
+    near(fast.total(), passed.score() - 3.0, 1e-4, "the sum of all effects");
 }
 
 #[test]
 fn off_features_have_no_effect() {
     let function = curved();
-    let fast = one_pass(&function).unwrap().remove(0);
+    let fast = one_pass(&clean(&function)).unwrap().remove(0);
     let on = on(&fast);
     let off = (0..24).map(FeatureId).find(|feature| !on.contains(feature)).expect("a feature that is off");
-    assert_eq!(Ablation::new(&function, n(3)).unwrap().features(0, &[off]).unwrap(), [0.0]);
+    assert_eq!(Ablation::new(&clean(&function), n(3)).features(0, &[off]).unwrap(), [0.0]);
     assert!(fast.of(off).is_empty());
 }
 
 #[test]
 fn integrated_gradients_are_complete_and_begin_as_one_pass() {
     let function = curved();
-    assert_eq!(integrated(&function, n(1)).unwrap(), one_pass(&function).unwrap());
-    let clean = Ablation::new(&function, n(3)).unwrap();
-    let expected = clean.score() - without_features(&function);
-    near(clean.all_features(0).unwrap(), expected, 1e-5, "all features at once");
+    assert_eq!(integrated(&clean(&function), n(1)).unwrap(), one_pass(&clean(&function)).unwrap());
+    let passed = clean(&function);
+    let expected = passed.score() - without_features(&function);
+    near(Ablation::new(&passed, n(3)).all_features(0).unwrap(), expected, 1e-5, "all features at once");
     let sum = |steps| {
-        let effects = integrated(&function, n(steps)).unwrap().remove(0);
+        let effects = integrated(&clean(&function), n(steps)).unwrap().remove(0);
         effects.entries().iter().map(|entry| f64::from(entry.value)).sum::<f64>()
     };
     assert!(expected.abs() > 0.3, "{expected}");
@@ -130,32 +137,32 @@ fn integrated_gradients_are_complete_and_begin_as_one_pass() {
 #[test]
 fn a_feature_that_goes_alone_is_complete_alone_and_begins_as_one_pass() {
     let function = curved();
-    let fast = one_pass(&function).unwrap().remove(0);
+    let fast = one_pass(&clean(&function)).unwrap().remove(0);
     let features = on(&fast);
-    let each = |steps| integrated_each(&function, 0, &features, n(steps), n(7)).unwrap();
+    let each = |steps| integrated_each(&clean(&function), 0, &features, n(steps), n(7)).unwrap();
     let first = each(1);
     assert_eq!(first.entries().len(), fast.entries().len());
     for (first, fast) in first.entries().iter().zip(fast.entries()) {
         assert_eq!((first.feature, first.token), (fast.feature, fast.token));
         near(f64::from(first.value), f64::from(fast.value), 1e-5, "one step");
     }
-    let exact = Ablation::new(&function, n(7)).unwrap().features(0, &features).unwrap();
+    let exact = Ablation::new(&clean(&function), n(7)).features(0, &features).unwrap();
     let many = each(200);
     for (&feature, exact) in features.iter().zip(exact) {
         let sum: f64 = many.of(feature).iter().map(|entry| f64::from(entry.value)).sum();
         near(sum, exact, 0.02 * exact.abs().max(0.2), &feature.to_string());
     }
-    assert!(integrated_each(&function, 0, &[FeatureId(24)], n(1), n(1)).is_err());
+    assert!(integrated_each(&clean(&function), 0, &[FeatureId(24)], n(1), n(1)).is_err());
 }
 
 #[test]
 fn exact_effects_do_not_depend_on_the_rows_of_a_pass() {
     let function = curved();
     let all: Vec<FeatureId> = (0..24).map(FeatureId).collect();
-    let by = |rows| Ablation::new(&function, n(rows)).unwrap().features(0, &all).unwrap();
+    let by = |rows| Ablation::new(&clean(&function), n(rows)).features(0, &all).unwrap();
     let (one, many) = (by(1), by(24));
     for (one, many) in one.iter().zip(many) {
-        near(*one, many, 1e-6, "rows");
+        near(*one, many, 5e-6, "rows");
     }
 }
 
@@ -185,15 +192,16 @@ fn reference(function: &Function, k: usize) -> Tensor {
 fn msae_is_the_dense_loop() {
     let function = curved();
     let expected = reference(&function, 6);
-    let got = msae(&function, 0, None, n(5)).unwrap();
+    let got = msae(&clean(&function), 0, None, n(5)).unwrap();
     let dense = Tensor::from_slice(&got.dense()).view([24, TOKENS]);
     let off = (&dense - &expected).abs().max().double_value(&[]);
     assert!(off < 1e-5, "{off:e}");
-    let dissent =
-        (Tensor::from_slice(&one_pass(&function).unwrap()[0].dense()).view([24, TOKENS]) - expected).abs();
+    let dissent = (Tensor::from_slice(&one_pass(&clean(&function)).unwrap()[0].dense()).view([24, TOKENS])
+        - expected)
+        .abs();
     assert!(dissent.max().double_value(&[]) > 0.01, "it is not what one pass computes");
     let chosen = got.entries()[0].feature;
-    let some = msae(&function, 0, Some(&[chosen]), n(1)).unwrap();
+    let some = msae(&clean(&function), 0, Some(&[chosen]), n(1)).unwrap();
     assert_eq!(some.entries().len(), got.of(chosen).len());
     for (some, all) in some.entries().iter().zip(got.of(chosen)) {
         near(f64::from(some.value), f64::from(all.value), 1e-6, "a shortlist");
@@ -218,8 +226,8 @@ fn a_threshold_lets_no_other_latent_in() {
         (x * &weight).sum_dim_intlist([1, 2].as_slice(), false, Kind::Float)
     });
     // On a linear score without refill, the error does not matter: all methods agree.
-    let fast = one_pass(&function).unwrap().remove(0);
-    let slow = msae(&function, 0, None, n(4)).unwrap();
+    let fast = one_pass(&clean(&function)).unwrap().remove(0);
+    let slow = msae(&clean(&function), 0, None, n(4)).unwrap();
     assert_eq!(fast.entries().len(), slow.entries().len());
     for (fast, slow) in fast.entries().iter().zip(slow.entries()) {
         near(f64::from(fast.value), f64::from(slow.value), 1e-5, "linear");
@@ -229,13 +237,57 @@ fn a_threshold_lets_no_other_latent_in() {
 #[test]
 fn what_is_not_there_is_named() {
     let function = linear();
-    let exact = Ablation::new(&function, n(1)).unwrap();
+    let passed = clean(&function);
+    let exact = Ablation::new(&passed, n(1));
     let error = exact.features(0, &[FeatureId(3), FeatureId(24)]).unwrap_err().to_string();
     assert!(error.contains("feature 24") && error.contains("0 to 23"), "{error}");
-    assert!(msae(&function, 0, Some(&[FeatureId(99)]), n(1)).is_err());
+    assert!(msae(&clean(&function), 0, Some(&[FeatureId(99)]), n(1)).is_err());
     let infinite = Function::new(sae(WIDTH, 24, 6, 0.4), numbers(&[TOKENS, WIDTH], 0.7), |x| {
         (x * f64::INFINITY).sum_dim_intlist([1, 2].as_slice(), false, Kind::Float)
     });
-    let error = one_pass(&infinite).unwrap_err().to_string();
-    assert!(error.contains("not finite") && error.contains(HookPoint::layer(0).as_str()), "{error}");
+    let error = Clean::new(&infinite).err().unwrap();
+    assert!(matches!(error, AttributionError::Score { .. }), "{error}");
+}
+
+#[test]
+fn what_is_not_finite_is_no_effect() {
+    let x = || numbers(&[TOKENS, WIDTH], 0.7) * 2.0;
+    let names_the_place = |error: AttributionError| {
+        let text = error.to_string();
+        assert!(text.contains("not finite") && text.contains(HookPoint::layer(0).as_str()), "{text}");
+    };
+    // A score that is finite where its gradient is not.
+    let steep = Function::new(sae(WIDTH, 24, 6, 0.4), x(), |x| {
+        (x * 0.0).abs().sqrt().sum_dim_intlist([1, 2].as_slice(), false, Kind::Float)
+    });
+    names_the_place(one_pass(&clean(&steep)).unwrap_err());
+    // One that is finite at the clean state alone.
+    let fragile = Function::new(sae(WIDTH, 24, 6, 0.4), x(), move |states| {
+        let moved = (states - x()).abs().sum_dim_intlist([1, 2].as_slice(), false, Kind::Float).gt(0.0);
+        states.sum_dim_intlist([1, 2].as_slice(), false, Kind::Float).masked_fill(&moved, f64::NAN)
+    });
+    let passed = clean(&fragile);
+    let features = on(&one_pass(&passed).unwrap()[0]);
+    let exact = Ablation::new(&passed, n(3));
+    names_the_place(exact.features(0, &features).unwrap_err());
+    names_the_place(exact.per_token(0, None).unwrap_err());
+    names_the_place(exact.error(0).unwrap_err());
+    names_the_place(exact.all_features(0).unwrap_err());
+}
+
+#[test]
+fn several_methods_are_checked_against_the_same_ablations() {
+    let function = curved();
+    let passed = clean(&function);
+    let (fast, path) = (one_pass(&passed).unwrap(), integrated(&passed, n(10)).unwrap());
+    let exact = Ablation::new(&passed, n(4));
+    let both = exact.check(0, &[&fast[0], &path[0]], 5).unwrap();
+    for (both, alone) in both.iter().zip([&fast[0], &path[0]]) {
+        assert_eq!(both.pairs.len(), 5);
+        let alone = exact.check(0, &[alone], 5).unwrap().remove(0);
+        for (both, alone) in both.pairs.iter().zip(alone.pairs) {
+            assert_eq!((both.0, both.1), (alone.0, alone.1));
+            near(both.2, alone.2, 1e-6, "exact");
+        }
+    }
 }

@@ -19,7 +19,7 @@ use sae_types::FeatureId;
 use tch::{Device, Kind, Tensor};
 use torch_nn::{QuantisedMatrix, Weights};
 
-use crate::{n, near, numbers, on, sae};
+use crate::{clean, n, near, numbers, on, sae};
 
 const WIDTH: i64 = 16;
 const IMAGE_TOKEN: u32 = 30;
@@ -53,6 +53,12 @@ fn tensors() -> BTreeMap<String, Tensor> {
 
 fn model() -> LlavaNext {
     LlavaNext::from_weights(config(), &Weights::from_tensors(tensors())).unwrap()
+}
+
+/// Its weights rounded to `rounded` and held as `kind`.
+fn model_of(rounded: Kind, kind: Kind) -> LlavaNext {
+    let tensors = tensors().into_iter().map(|(name, tensor)| (name, tensor.to_kind(rounded).to_kind(kind)));
+    LlavaNext::from_weights(config(), &Weights::from_tensors(tensors.collect())).unwrap()
 }
 
 /// Three words, an image, four words.
@@ -98,11 +104,12 @@ fn ablations_are_those_of_an_ordinary_pass() {
     {
         let places = [place(&model, name, 0.5)];
         let asked = Asked::new(&model, &question, &places).unwrap();
-        let exact = Ablation::new(&asked, n(4)).unwrap();
+        let passed = clean(&asked);
+        let exact = Ablation::new(&passed, n(4));
         let (point, sae) = (places[0].point(), places[0].sae());
-        near(exact.score(), plain(&model, &question, point, |x| x), 1e-5, "clean");
-        near(asked.score().unwrap(), exact.score(), 1e-5, "the same without a graph");
-        let fast = one_pass(&asked).unwrap().remove(0);
+        near(passed.score(), plain(&model, &question, point, |x| x), 1e-5, "clean");
+        near(asked.score().unwrap(), passed.score(), 1e-5, "the same without a graph");
+        let fast = one_pass(&clean(&asked)).unwrap().remove(0);
         let features = on(&fast);
         let effects = exact.features(0, &features).unwrap();
         for (feature, effect) in features.iter().zip(effects).step_by(5) {
@@ -114,10 +121,10 @@ fn ablations_are_those_of_an_ordinary_pass() {
                     .outer(&sae.decoder_weight().get(i64::from(feature.0)));
                 x - gone.unsqueeze(0)
             });
-            near(effect, exact.score() - score, 2e-5, &format!("{name} {feature}"));
+            near(effect, passed.score() - score, 2e-5, &format!("{name} {feature}"));
         }
         let dropped = plain(&model, &question, point, |x| sae.reconstruct(&x.squeeze_dim(0)).1.unsqueeze(0));
-        near(exact.error(0).unwrap(), exact.score() - dropped, 2e-5, "the error dropped");
+        near(exact.error(0).unwrap(), passed.score() - dropped, 2e-5, "the error dropped");
     }
 }
 
@@ -126,7 +133,7 @@ fn a_small_feature_has_the_effect_that_its_gradient_says() {
     let (model, question) = (model(), question());
     let places = [place(&model, "model.layers.1", 0.5)];
     let asked = Asked::new(&model, &question, &places).unwrap();
-    let fast = one_pass(&asked).unwrap().remove(0);
+    let fast = one_pass(&clean(&asked)).unwrap().remove(0);
     let (point, sae) = (places[0].point(), places[0].sae());
     for entry in fast.entries().iter().step_by(17) {
         // By central differences over a fiftieth of the code.
@@ -159,11 +166,11 @@ fn several_hook_points_at_once_are_each_alone() {
             near(f64::from(got.value), f64::from(expected.value), 1e-5, "alone");
         }
     };
-    let (together, path) = (one_pass(&all).unwrap(), integrated(&all, n(3)).unwrap());
+    let (together, path) = (one_pass(&clean(&all)).unwrap(), integrated(&clean(&all), n(3)).unwrap());
     for (number, place) in places.iter().enumerate() {
         let alone = Asked::new(&model, &question, std::slice::from_ref(place)).unwrap();
-        close(&together[number], &one_pass(&alone).unwrap()[0]);
-        close(&path[number], &integrated(&alone, n(3)).unwrap()[0]);
+        close(&together[number], &one_pass(&clean(&alone)).unwrap()[0]);
+        close(&path[number], &integrated(&clean(&alone), n(3)).unwrap()[0]);
     }
 }
 
@@ -172,8 +179,8 @@ fn integrated_gradients_of_a_model_are_complete() {
     let (model, question) = (model(), question());
     let places = [place(&model, "model.layers.1", 0.5)];
     let asked = Asked::new(&model, &question, &places).unwrap();
-    let exact = Ablation::new(&asked, n(1)).unwrap().all_features(0).unwrap();
-    let effects = integrated(&asked, n(200)).unwrap().remove(0);
+    let exact = Ablation::new(&clean(&asked), n(1)).all_features(0).unwrap();
+    let effects = integrated(&clean(&asked), n(200)).unwrap().remove(0);
     let sum: f64 = effects.entries().iter().map(|entry| f64::from(entry.value)).sum();
     // Large effects of either sign make up a small sum.
     let sizes: f64 = effects.entries().iter().map(|entry| f64::from(entry.value).abs()).sum();
@@ -195,13 +202,57 @@ fn quantised_models_are_traced_as_what_they_stand_for() {
     let effects = |model: &LlavaNext| {
         let places = [place(model, "model.layers.0", 0.5), place(model, "model.layers.1", 0.6)];
         let asked = Asked::new(model, &question, &places).unwrap();
-        [one_pass(&asked).unwrap(), integrated(&asked, n(3)).unwrap()].concat()
+        [one_pass(&clean(&asked)).unwrap(), integrated(&clean(&asked), n(3)).unwrap()].concat()
     };
     for (got, expected) in effects(&small).iter().zip(effects(&full)) {
         assert_eq!(got.entries().len(), expected.entries().len());
         let largest = expected.entries().iter().map(|entry| entry.value.abs()).fold(0.0, f32::max);
         for (got, expected) in got.entries().iter().zip(expected.entries()) {
             near(f64::from(got.value), f64::from(expected.value), 1e-5 * f64::from(largest), "quantised");
+        }
+    }
+}
+
+/// Effects in 16 bits are those of the same weights in f32 but for the rounding of states: logits of this size are multiples of
+/// 2^-6 in bf16, many effects are smaller.
+#[test]
+fn effects_in_sixteen_bits_are_no_steps_of_the_logits_rounding() {
+    let question = question();
+    for (kind, tolerance) in [(Kind::BFloat16, 0.1), (Kind::Half, 0.02)] {
+        let effects = |model: &LlavaNext| {
+            // Long decoder rows would leave nothing small.
+            let sae = sae(WIDTH, 48, 6, 0.5);
+            let places = [Place::new(model, HookPoint::layer(1), sae).unwrap()];
+            let asked = Asked::new(model, &question, &places).unwrap();
+            let passed = clean(&asked);
+            let fast = one_pass(&passed).unwrap().remove(0);
+            let exact = Ablation::new(&passed, n(16)).per_token(0, None).unwrap();
+            [fast, exact].map(|effects| effects.entries().to_vec())
+        };
+        let (got, wanted) = (effects(&model_of(kind, kind)), effects(&model_of(kind, Kind::Float)));
+        for (what, (got, wanted)) in ["one pass", "exact"].into_iter().zip(got.iter().zip(&wanted)) {
+            let at = |entry: &attribution::Effect| (entry.feature, entry.token);
+            let known: BTreeMap<_, f32> = wanted.iter().map(|entry| (at(entry), entry.value)).collect();
+            // A code at the edge of the k largest may be another.
+            let pairs: Vec<(f64, f64)> = got
+                .iter()
+                .filter_map(|entry| Some((f64::from(entry.value), f64::from(*known.get(&at(entry))?))))
+                .collect();
+            assert!(pairs.len() * 10 > wanted.len() * 9, "{what}: {} of {}", pairs.len(), wanted.len());
+            let size =
+                |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+            let off = size(&mut pairs.iter().map(|(got, wanted)| got - wanted));
+            let all = size(&mut pairs.iter().map(|(_, wanted)| *wanted));
+            assert!(off < tolerance * all, "{kind:?} {what}: {off} of {all}");
+            let mut values: Vec<u32> = got.iter().map(|entry| entry.value.to_bits()).collect();
+            values.sort_unstable();
+            values.dedup();
+            assert!(
+                values.len() * 10 > got.len() * 9,
+                "{kind:?} {what}: {} values of {}",
+                values.len(),
+                got.len()
+            );
         }
     }
 }
@@ -222,8 +273,9 @@ fn a_transcoder_reads_the_input_of_its_module() {
     let sae = TorchSae::from_parameters(config, parameters).unwrap();
     let places = [Place::new(&model, "model.layers.1.mlp".parse().unwrap(), sae).unwrap()];
     let asked = Asked::new(&model, &question, &places).unwrap();
-    let exact = Ablation::new(&asked, n(2)).unwrap();
-    let fast = one_pass(&asked).unwrap().remove(0);
+    let passed = clean(&asked);
+    let exact = Ablation::new(&passed, n(2));
+    let fast = one_pass(&clean(&asked)).unwrap().remove(0);
     let batch = Batch::new(&[&question.inputs], 0, Device::Cpu, Kind::Float, PaddingSide::Right).unwrap();
     let reads: HookPoint = "model.layers.1.post_attention_layernorm".parse().unwrap();
     let input = model.hidden_states(&batch, std::slice::from_ref(&reads)).unwrap().remove(&reads).unwrap();
@@ -236,8 +288,11 @@ fn a_transcoder_reads_the_input_of_its_module() {
         let direction = places[0].sae().decoder_weight().get(i64::from(feature.0));
         x - Tensor::from_slice(&gone).outer(&direction).unsqueeze(0)
     });
-    near(effect, exact.score() - score, 2e-5, "a feature of the transcoder");
-    assert!(matches!(attribution::msae(&asked, 0, None, n(1)), Err(AttributionError::Transcoder { .. })));
+    near(effect, passed.score() - score, 2e-5, "a feature of the transcoder");
+    assert!(matches!(
+        attribution::msae(&clean(&asked), 0, None, n(1)),
+        Err(AttributionError::Transcoder { .. })
+    ));
 }
 
 #[test]
@@ -245,7 +300,7 @@ fn images_and_text_are_told_apart_and_bad_questions_refused() {
     let (model, question) = (model(), question());
     let places = [place(&model, "model.layers.1", 0.5)];
     let asked = Asked::new(&model, &question, &places).unwrap();
-    let effects = one_pass(&asked).unwrap().remove(0);
+    let effects = one_pass(&clean(&asked)).unwrap().remove(0);
     let layout = &question.inputs.layout;
     let (images, text) = (Tokens::images(layout), Tokens::text(layout));
     assert_eq!(images.len() + text.len(), layout.n_tokens);
@@ -265,5 +320,5 @@ fn images_and_text_are_told_apart_and_bad_questions_refused() {
     assert!(matches!(error, AttributionError::VisionPoint { .. }), "{error}");
     let alone = Question { baselines: Vec::new(), combine: Combine::Sum, ..question.clone() };
     let asked = Asked::new(&model, &alone, &places).unwrap();
-    assert!(Ablation::new(&asked, n(1)).unwrap().features(0, &[FeatureId(48)]).is_err());
+    assert!(Ablation::new(&clean(&asked), n(1)).features(0, &[FeatureId(48)]).is_err());
 }

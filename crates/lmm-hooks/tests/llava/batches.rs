@@ -1,9 +1,10 @@
 //! A prompt computes the same alone and beside others, whichever side the padding is on.
 
-use lmm_hooks::{GenerationOptions, HookError, Hooks, PaddingSide};
-use torch_nn::tch::Tensor;
+use lmm_hooks::{Batch, GenerationOptions, HookError, Hooks, LlavaNext, PaddingSide};
+use torch_nn::Weights;
+use torch_nn::tch::{Device, Kind, Tensor};
 
-use crate::fixture::{batch, families, inputs, model, prompts, relative_error};
+use crate::fixture::{batch, config, families, inputs, model, prompts, relative_error, tensors};
 
 /// Batched matrix products may be summed in another order.
 const TOLERANCE: f64 = 2e-6;
@@ -27,6 +28,61 @@ fn padded_batches_agree_with_single_prompts() {
             assert_eq!(together.isnan().any().int64_value(&[]), 0, "padding made a NaN");
         }
     }
+}
+
+/// One prompt with several answers is as many prompts, its pictures seen once.
+#[test]
+fn a_prompt_continued_is_the_prompt_repeated() {
+    let prompt = inputs(1, &[(16, 16), (40, 9)], 5, 3);
+    let answers: [&[u32]; 3] = [&[4, 5, 6], &[], &[7]];
+    let with = |answer: &&[u32]| {
+        let mut inputs = prompt.clone();
+        inputs.input_ids.extend(*answer);
+        inputs.layout.n_tokens = inputs.input_ids.len();
+        inputs
+    };
+    let rows = answers.each_ref().map(with);
+    let model = model(families()[0]);
+    for side in [PaddingSide::Right, PaddingSide::Left] {
+        let repeated = batch(&rows.each_ref(), side);
+        let continued =
+            Batch::continued(&prompt, &answers, crate::fixture::PAD, Device::Cpu, Kind::Float, side).unwrap();
+        assert_eq!((continued.lengths(), continued.width()), (repeated.lengths(), repeated.width()));
+        assert_eq!(continued.image_tokens(), repeated.image_tokens());
+        let tiles = |batch: &Batch| batch.pixels().unwrap().size()[0];
+        assert_eq!(3 * tiles(&continued), tiles(&repeated));
+        let logits = |batch| model.forward(batch, &mut Hooks::new()).unwrap().logits.unwrap();
+        let error = relative_error(&logits(&continued), &logits(&repeated));
+        assert!(error < TOLERANCE, "{side:?}: {error:e}");
+    }
+    let beyond =
+        Batch::continued(&prompt, &[&[99]], 0, Device::Cpu, Kind::Float, PaddingSide::Right).unwrap();
+    let error = model.forward(&beyond, &mut Hooks::new()).unwrap_err();
+    assert!(matches!(error, HookError::TokenBeyondVocabulary { token: 99, .. }), "{error}");
+}
+
+#[test]
+fn single_logits_are_f32_whatever_the_model_computes_in() {
+    let prompts = prompts();
+    let full = model(families()[0]);
+    let batch = batch(&prompts.each_ref(), PaddingSide::Right);
+    let hidden = full.last_hidden(&batch, &mut Hooks::new()).unwrap().unwrap();
+    let some = full.logits_of(&hidden, &[5, 31, 0]);
+    let all = full.lm_head(&hidden);
+    for (place, token) in [5, 31, 0].into_iter().enumerate() {
+        let error = relative_error(&some.select(2, place as i64), &all.select(2, token));
+        assert!(error < TOLERANCE, "token {token}: {error:e}");
+    }
+    let config = config(families()[0]);
+    let head = tensors(&config, 1)["language_model.lm_head.weight"].to_kind(Kind::BFloat16);
+    let weights =
+        tensors(&config, 1).into_iter().map(|(name, tensor)| (name, tensor.to_kind(Kind::BFloat16)));
+    let half = LlavaNext::from_weights(config, &Weights::from_tensors(weights.collect())).unwrap();
+    let hidden = hidden.to_kind(Kind::BFloat16);
+    let exact = hidden.to_kind(Kind::Double).matmul(&head.get(5).to_kind(Kind::Double));
+    let error = |got: Tensor| relative_error(&got.to_kind(Kind::Double), &exact);
+    assert!(error(half.logits_of(&hidden, &[5]).squeeze_dim(2)) < TOLERANCE);
+    assert!(error(half.lm_head(&hidden).select(2, 5)) > 1e-4, "the head itself rounds");
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn gradients(model: &LlavaNext, from: &str, names: &[&str]) -> BTreeMap<HookPoin
     let points = points(names);
     let first = model.run_up_to(&batch, &[from.parse().unwrap()]).unwrap().remove(0);
     // A hook that changes what passes, so that it is seen to be run.
-    let hooks = Hooks::new().replace("model.layers.1.mlp".parse().unwrap(), |_, tensor| tensor * 1.5);
+    let hooks = Hooks::new().replace("model.norm".parse().unwrap(), |_, tensor| tensor * 1.5);
     let found = model.gradients(&batch, &first, hooks, &points, |hidden| score(model, hidden)).unwrap();
     assert_eq!(found.states.keys().collect::<Vec<_>>(), found.gradients.keys().collect::<Vec<_>>());
     assert_eq!(found.gradients.len(), points.len());
@@ -135,6 +135,16 @@ fn points_out_of_reach_are_named() {
     let before = points(&["model.layers.0"]);
     let error = model.gradients(&batch, &later, Hooks::new(), &before, |x| score(&model, x)).unwrap_err();
     assert!(matches!(&error, HookError::Passed { point } if *point == before[0]), "{error}");
+    // So is a hook that would never be called.
+    let hook = || Hooks::new().replace(before[0].clone(), |_, tensor| tensor * 2.0);
+    for error in [
+        model.run_on(&batch, &later, &mut hook()).unwrap_err(),
+        model
+            .gradients(&batch, &later, hook(), &points(&["model.layers.1"]), |x| score(&model, x))
+            .unwrap_err(),
+    ] {
+        assert!(matches!(&error, HookError::Passed { point } if *point == before[0]), "{error}");
+    }
     let twice = later.repeated(2);
     assert_eq!(twice.hidden().size()[0], 2);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lmm_hooks::{Batch, LlavaNext, PaddingSide};
+use lmm_hooks::{Batch, LlavaNext, PaddingSide, WeightPrecision};
 use lmm_prep::{
     ClipVisionConfig, ImageSpan, ImageTiles, Inputs, LlavaNextConfig, Size, TextConfig, TextFamily, TileGrid,
     TokenLayout,
@@ -28,6 +28,11 @@ fn pinpoints() -> Vec<Size> {
 
 /// Weights wide enough for what is replaced to show in the logits.
 pub(crate) fn model() -> LlavaNext {
+    model_in(Kind::Float, WeightPrecision::Full)
+}
+
+/// The same in another dtype, and its layers' matrices in another precision.
+pub(crate) fn model_in(kind: Kind, precision: WeightPrecision) -> LlavaNext {
     tch::set_num_threads(1);
     let mut text = TextConfig::new(TextFamily::Llama);
     (text.vocab_size, text.hidden_size, text.intermediate_size) = (32, WIDTH, 24);
@@ -46,10 +51,10 @@ pub(crate) fn model() -> LlavaNext {
             let centre = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
             let count = shape.iter().product::<i64>();
             let values: Vec<f32> = (0..count).map(|_| centre + random.random_range(-0.5..0.5)).collect();
-            (name, Tensor::from_slice(&values).view(shape.as_slice()))
+            (name, Tensor::from_slice(&values).view(shape.as_slice()).to_kind(kind))
         })
         .collect();
-    LlavaNext::from_weights(config, &Weights::from_tensors(tensors)).unwrap()
+    LlavaNext::from_weights_in(config, &Weights::from_tensors(tensors), precision).unwrap()
 }
 
 /// `before` words, an image of each size with a word after it, `after` words.
@@ -113,7 +118,11 @@ pub(crate) fn plan(mode: Mode, feature: u32, value: f32) -> Plan {
 }
 
 pub(crate) fn batch(prompts: &[&Inputs]) -> Batch {
-    Batch::new(prompts, PAD, Device::Cpu, Kind::Float, PaddingSide::Left).unwrap()
+    batch_in(prompts, Kind::Float)
+}
+
+pub(crate) fn batch_in(prompts: &[&Inputs], kind: Kind) -> Batch {
+    Batch::new(prompts, PAD, Device::Cpu, kind, PaddingSide::Left).unwrap()
 }
 
 /// All numbers of a tensor.
