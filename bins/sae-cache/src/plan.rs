@@ -66,7 +66,7 @@ impl Plan {
     ) -> Result<Self> {
         let filters = args.filters.as_deref().map(saes::read_filters).transpose()?;
         let model = ModelFolder::find(&args.model)?;
-        let saes = saes::load(&args.sae, filters.as_ref(), &model.hollow()?, &model.folder)?;
+        let saes = saes::load(&args.sae, filters.as_ref(), &model.hollow()?)?;
         let (base, begins_with_bos) = base_tile(&model.processor)?;
         let is_tokens = dataset.get(0).is_ok_and(|sample| sample.tokens.is_some());
         let begins_with_bos = if is_tokens { starts_with_bos(&dataset, &model) } else { begins_with_bos };

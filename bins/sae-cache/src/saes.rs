@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use act_cache::{HookDescription, SaeSource};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 use lmm_hooks::LlavaNext;
-use mm_data::hub::{self, RepoKind};
+use model_kit::{FittingSae, SaeFolders};
 use sae_core::Sae;
 use sae_types::{Filters, HookPoint};
 use stage_kit::hash_file;
@@ -31,13 +31,9 @@ impl CachedSae {
     }
 }
 
-/// Reads a filters file.
+/// Reads a filters file, in which every hook point has features.
 pub(crate) fn read_filters(path: &Path) -> Result<Filters> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read filters {}", path.display()))?;
-    let filters: Filters =
-        serde_json::from_str(&text).with_context(|| format!("{} is no filters file", path.display()))?;
-    ensure!(!filters.is_empty(), "{} names no hook point", path.display());
+    let filters = Filters::read(path, |bytes| serde_json::from_slice(bytes))?;
     if let Some(hook) = filters.hooks().find(|hook| filters.features(hook).is_none_or(<[_]>::is_empty)) {
         bail!("{} names no feature of {hook}", path.display());
     }
@@ -49,41 +45,20 @@ pub(crate) fn load(
     source: &str,
     filters: Option<&Filters>,
     network: &LlavaNext,
-    model: &Path,
 ) -> Result<BTreeMap<HookPoint, CachedSae>> {
-    let root = hub::resolve(source, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
-    let mut found = Sae::find(&root)?;
-    if let Some(filters) = filters {
-        for hook in filters.hooks() {
-            ensure!(
-                found.contains_key(hook),
-                "filters name {hook}, but {} has no SAE for it",
-                root.display()
-            );
-        }
-        found.retain(|hook, _| filters.features(hook).is_some());
-    }
+    let found = SaeFolders::find(source)?.only(filters.into_iter().flat_map(Filters::hooks))?;
+    let root = found.root();
     let mut saes = BTreeMap::new();
-    for (hook, folder) in found {
-        let sae = Sae::load(&folder)?;
-        let width = network.width(&hook)?;
-        ensure!(
-            sae.d_in() as i64 == width,
-            "{} reads vectors of {}, but {hook} of {} gives {width}",
-            folder.display(),
-            sae.d_in(),
-            model.display()
-        );
+    for (hook, FittingSae { sae, folder, reads }) in found.load(network)? {
         if let Some(filters) = filters {
             filters.check_width(&hook, sae.num_latents())?;
         }
         // A Hub id stays one: the folder of its download is another on every machine.
-        let below = folder.strip_prefix(&root).unwrap_or(&folder);
+        let below = folder.strip_prefix(root).unwrap_or(&folder);
         let path = Path::new(source).join(below).display().to_string();
         let sha256 = hash_file(&folder.join("sae.safetensors"))?;
         let config_sha256 = hash_file(&folder.join("cfg.json"))?;
         let source = SaeSource { path: path.trim_end_matches('/').to_owned(), sha256 };
-        let reads = if sae.config().transcode { network.input_point(&hook)? } else { hook.clone() };
         saes.insert(hook, CachedSae { sae, reads, source, config_sha256 });
     }
     Ok(saes)

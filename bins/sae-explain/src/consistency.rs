@@ -5,21 +5,18 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use explain::{FeatureKey, Outcome, parse, prompt};
+use explain_kit::{
+    EXPLANATIONS, Explanations, FeatureArgs, Gallery, GalleryArgs, Instruction, Job, Once, Plan, Prepared,
+    Question, Records, RunArgs, ServerArgs, Stage, Texts, open_cache, stored,
+};
 use scoring::{Confidence, Proportion};
 use serde::Serialize;
-use stage_kit::{CommonArgs, RunManifest, UsageError, write_whole};
+use stage_kit::{CommonArgs, RunManifest, write_whole};
 
-use crate::about::Texts;
-use crate::engine::{self, Job, Prepared, Question};
-use crate::folder::{EXPLANATIONS, Folder, Records, Stage};
 use crate::follow::{self, LABELS, PassedOver};
-use crate::gallery::{self, Gallery, GalleryArgs};
-use explain_kit::Explanations;
-use explain_kit::FeatureArgs;
-use explain_kit::Server;
-use explain_kit::{Instruction, RunArgs, ServerArgs, settings};
+use crate::publish::FLAG;
 
-const CONSISTENCY: Stage = Stage { name: "consistency", suffix: None };
+const CONSISTENCY: Stage = Stage { name: "consistency", suffix: None, flag: FLAG };
 
 pub(crate) const EXAMPLE: &str = "\
 Example:
@@ -84,37 +81,30 @@ pub(crate) fn run(args: &ConsistencyArgs, common: &CommonArgs) -> Result<()> {
     let world = common.world()?;
     manifest.world(world);
     let instruction = Instruction::of(&args.server, prompt::judge_instruction())?;
-    let Explanations { texts, unable, without } = Explanations::open(&args.explanations, EXPLANATIONS.name)?;
+    let Explanations { texts, unable, without, .. } = Explanations::open(&args.explanations, EXPLANATIONS)?;
     let texts = Texts::new(texts);
     let labels = args.labels.as_deref().map(|path| Explanations::open(path, LABELS.name)).transpose()?;
     let path = follow::output(args.explanation_dir.as_deref(), &args.explanations)?;
-    let cache = gallery::open_cache(&args.gallery.cache)?;
-    let there: Vec<_> = gallery::stored(cache)?
-        .into_iter()
-        .map(|(hook, mut features)| {
-            features.retain(|&feature| texts.contains(&FeatureKey { hook: hook.clone(), feature }));
-            (hook, features)
-        })
-        .collect();
-    if there.iter().all(|(_, features)| features.is_empty()) {
-        let problem = format!("none of the features in {} is in the cache", args.explanations.display());
-        return Err(UsageError::new(problem).into());
-    }
+    let cache = open_cache(&args.gallery.source.cache)?;
+    let there = texts.among(stored(cache)?, &args.explanations)?;
     let selection = args.features.wanted()?.among(there.into_iter(), world)?;
     let gallery = args.gallery.open(cache, &selection, 0, common.seed, &mut manifest)?;
-    let runtime = engine::runtime()?;
-    let server = Server::connect(&args.server, common.seed, &runtime)?;
-    manifest.settings.extend(settings(&args.server, &server.model, &instruction, common.seed));
-    let about = texts.clone();
-    let folder = Folder::open(&path, CONSISTENCY, &args.run, world, &selection, about, &mut manifest)?;
+    let plan = Plan {
+        label: "judging",
+        stage: CONSISTENCY,
+        path: &path,
+        run: &args.run,
+        server: &args.server,
+        instruction: &instruction,
+        common,
+    };
+    let job = Job::open(plan, Once(parse::verdict), selection, texts.clone(), &mut manifest)?;
     let asker = Asker { gallery, texts, instruction };
-    let concurrency = args.server.concurrency;
-    let job = Job { label: "judging", selection, folder, server, runtime, concurrency, read: parse::verdict };
-    let (summary, verdicts) = engine::run(
+    let (summary, verdicts) = explain_kit::run(
         job,
         manifest,
         move |key| asker.question(key),
-        |_, records| {
+        |_, records| -> Result<Verdicts> {
             let verdicts = verdicts(records, labels.as_ref())?;
             let text = serde_json::to_string_pretty(&verdicts)? + "\n";
             write_whole(&path.join("consistency.json"), text.as_bytes())?;
@@ -129,8 +119,8 @@ pub(crate) fn run(args: &ConsistencyArgs, common: &CommonArgs) -> Result<()> {
         share(verdicts.overall.share),
         verdicts.overall.n
     );
-    let passed_over = PassedOver { unable_before: unable, without_explanation: without };
-    summary.print(&More { consistency: &verdicts, passed_over })
+    let passed_over = PassedOver { unable_before: unable.len() as u64, without_explanation: without };
+    Ok(summary.print(&More { consistency: &verdicts, passed_over })?)
 }
 
 impl Asker {
@@ -138,12 +128,7 @@ impl Asker {
         let text = self.texts.get(key).unwrap_or_default();
         let (pictures, shown) = self.gallery.show(key)?.into_parts();
         let messages = prompt::about_pictures_and_explanation(pictures, text, &self.instruction.text);
-        Ok(Prepared::Ask(Question {
-            key: key.clone(),
-            messages,
-            shown,
-            prompt: self.instruction.short_hash(),
-        }))
+        Ok(Prepared::Ask(Question::one(key, messages, shown, self.instruction.short_hash())))
     }
 }
 

@@ -5,16 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use explain::parse::Answer;
 use explain::{FeatureKey, parse, prompt};
+use explain_kit::{
+    EXPLANATIONS, Explanations, FeatureArgs, Instruction, Job, Once, Plan, Prepared, Question, RunArgs,
+    ServerArgs, Stage, Texts,
+};
 use serde::Serialize;
 use stage_kit::{CommonArgs, RunManifest, UsageError};
 
-use crate::about::Texts;
-use crate::engine::{self, Job, Prepared, Question};
-use crate::folder::{EXPLANATIONS, Folder, Stage};
-use explain_kit::Explanations;
-use explain_kit::FeatureArgs;
-use explain_kit::Server;
-use explain_kit::{Instruction, RunArgs, ServerArgs, settings};
+use crate::publish::{FLAG, publish};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct FollowArgs {
@@ -42,7 +40,7 @@ pub(crate) struct Follow {
 
 pub(crate) const REFINE: Follow = Follow {
     label: "refining",
-    stage: Stage { name: "refined", suffix: Some("_refined") },
+    stage: Stage { name: "refined", suffix: Some("_refined"), flag: FLAG },
     instruction: prompt::refine_instruction,
     read: parse::entity,
 };
@@ -50,7 +48,7 @@ pub(crate) const REFINE: Follow = Follow {
 pub(crate) const LABEL: Follow =
     Follow { label: "labelling", stage: LABELS, instruction: prompt::label_instruction, read: parse::label };
 
-pub(crate) const LABELS: Stage = Stage { name: "labels", suffix: Some("_labels") };
+pub(crate) const LABELS: Stage = Stage { name: "labels", suffix: Some("_labels"), flag: FLAG };
 
 /// What was passed over, for the summary.
 #[derive(Serialize)]
@@ -65,25 +63,28 @@ pub(crate) fn run(args: &FollowArgs, follow: &Follow, common: &CommonArgs) -> Re
     let world = common.world()?;
     manifest.world(world);
     let instruction = Instruction::of(&args.server, (follow.instruction)())?;
-    let explanations = Explanations::open(&args.explanations, EXPLANATIONS.name)?;
+    let explanations = Explanations::open(&args.explanations, EXPLANATIONS)?;
     let path = output(args.explanation_dir.as_deref(), &args.explanations)?;
     let selection = args.features.wanted()?.among(explanations.features().into_iter(), world)?;
-    let runtime = engine::runtime()?;
-    let server = Server::connect(&args.server, common.seed, &runtime)?;
-    manifest.settings = settings(&args.server, &server.model, &instruction, common.seed);
-    let Explanations { texts, unable, without } = explanations;
+    let Explanations { texts, unable, without, .. } = explanations;
     let texts = Texts::new(texts);
-    let (stage, about) = (follow.stage, texts.clone());
-    let folder = Folder::open(&path, stage, &args.run, world, &selection, about, &mut manifest)?;
+    let plan = Plan {
+        label: follow.label,
+        stage: follow.stage,
+        path: &path,
+        run: &args.run,
+        server: &args.server,
+        instruction: &instruction,
+        common,
+    };
+    let job = Job::open(plan, Once(follow.read), selection, texts.clone(), &mut manifest)?;
     let prompt = instruction.short_hash();
-    let concurrency = args.server.concurrency;
-    let job = Job { label: follow.label, selection, folder, server, runtime, concurrency, read: follow.read };
     let prepare = move |key: &FeatureKey| {
         let messages = prompt::about_explanation(texts.get(key).unwrap_or_default(), &instruction.text);
-        Ok(Prepared::Ask(Question { key: key.clone(), messages, shown: Vec::new(), prompt: prompt.clone() }))
+        Ok(Prepared::Ask(Question::one(key, messages, Vec::new(), prompt.clone())))
     };
-    let (summary, ()) = engine::run(job, manifest, prepare, Folder::publish)?;
-    summary.print(&PassedOver { unable_before: unable, without_explanation: without })
+    let (summary, ()) = explain_kit::run(job, manifest, prepare, publish)?;
+    Ok(summary.print(&PassedOver { unable_before: unable.len() as u64, without_explanation: without })?)
 }
 
 /// The folder to write: the one asked for, or else the one that is read.

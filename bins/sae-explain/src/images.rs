@@ -2,18 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use explain::{FeatureKey, Outcome, parse, prompt};
+use explain_kit::{
+    FeatureArgs, Gallery, GalleryArgs, IMAGES, Instruction, Job, Nothing, Once, Plan, Prepared, Question,
+    RunArgs, ServerArgs, Texts, open_cache, stored,
+};
 use stage_kit::{CommonArgs, RunManifest};
 
-use crate::about::Texts;
-use crate::engine::{self, Job, Prepared, Question};
-use crate::folder::{EXPLANATIONS, Folder, IMAGES};
-use crate::gallery::{self, Gallery, GalleryArgs};
-use crate::summary::Nothing;
-use explain_kit::FeatureArgs;
-use explain_kit::Server;
-use explain_kit::{Instruction, RunArgs, ServerArgs, settings};
+use crate::publish::{EXPLAINED, publish};
 
 pub(crate) const EXAMPLE: &str = "\
 Example, with LLaVA-OneVision behind SGLang, and again after a kill:
@@ -59,32 +56,27 @@ pub(crate) fn run(args: &ImagesArgs, common: &CommonArgs) -> Result<()> {
     let world = common.world()?;
     manifest.world(world);
     let instruction = Instruction::of(&args.server, prompt::images_instruction(args.negatives))?;
-    let cache = gallery::open_cache(&args.gallery.cache)?;
-    let selection = args.features.wanted()?.among(gallery::stored(cache)?.into_iter(), world)?;
+    let cache = open_cache(&args.gallery.source.cache)?;
+    let selection = args.features.wanted()?.among(stored(cache)?.into_iter(), world)?;
     let gallery = args.gallery.open(cache, &selection, args.negatives, common.seed, &mut manifest)?;
-    let runtime = engine::runtime()?;
-    let server = Server::connect(&args.server, common.seed, &runtime)?;
-    manifest.settings.extend(settings(&args.server, &server.model, &instruction, common.seed));
-    let (path, texts) = (&args.explanation_dir, Texts::default());
-    let folder = Folder::open(path, EXPLANATIONS, &args.run, world, &selection, texts, &mut manifest)?;
+    let plan = Plan {
+        label: "explaining",
+        stage: EXPLAINED,
+        path: &args.explanation_dir,
+        run: &args.run,
+        server: &args.server,
+        instruction: &instruction,
+        common,
+    };
+    let job = Job::open(plan, Once(parse::explanation), selection, Texts::default(), &mut manifest)?;
     let asker = Asker {
         gallery,
         prompt: instruction.short_hash(),
         own: args.server.prompt.is_some().then_some(instruction.text),
         save: args.save_images.then(|| args.explanation_dir.join(IMAGES)),
     };
-    let concurrency = args.server.concurrency;
-    let job = Job {
-        label: "explaining",
-        selection,
-        folder,
-        server,
-        runtime,
-        concurrency,
-        read: parse::explanation,
-    };
-    let (summary, ()) = engine::run(job, manifest, move |key| asker.question(key), Folder::publish)?;
-    summary.print(&Nothing {})
+    let (summary, ()) = explain_kit::run(job, manifest, move |key| asker.question(key), publish)?;
+    Ok(summary.print(&Nothing {})?)
 }
 
 impl Asker {
@@ -92,8 +84,9 @@ impl Asker {
         let exhibit = self.gallery.show(key)?;
         if let Some(folder) = &self.save {
             let folder = folder.join(key.hook.file_stem()).join(key.to_string());
-            let saved = self.gallery.save(&exhibit, &folder).context("the images cannot be kept");
-            saved.map_err(|error| Outcome::Failed(format!("{error:#}")))?;
+            self.gallery
+                .save(&exhibit, &folder)
+                .map_err(|error| Outcome::Failed(format!("the images cannot be kept: {}", error.told())))?;
         }
         let instruction = match &self.own {
             Some(own) => own.clone(),
@@ -101,6 +94,6 @@ impl Asker {
         };
         let (pictures, shown) = exhibit.into_parts();
         let messages = prompt::about_pictures(pictures, &instruction);
-        Ok(Prepared::Ask(Question { key: key.clone(), messages, shown, prompt: self.prompt.clone() }))
+        Ok(Prepared::Ask(Question::one(key, messages, shown, self.prompt.clone())))
     }
 }

@@ -1,15 +1,9 @@
 //! Let a larger multimodal model explain a sparse autoencoder's features, through any OpenAI-compatible server.
 
-mod about;
 mod consistency;
-mod earlier;
-mod engine;
-mod folder;
 mod follow;
-mod gallery;
 mod images;
-mod pictures;
-mod summary;
+mod publish;
 mod text;
 
 use std::process::ExitCode;

@@ -8,20 +8,17 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use explain::prompt::TextParts;
 use explain::{FeatureKey, Outcome, Shown, TextStyle, Unembedding, parse, prompt};
+use explain_kit::{
+    FeatureArgs, Instruction, Job, Nothing, Once, Picks, Plan, Prepared, Question, RunArgs, Selection,
+    ServerArgs, Texts, hook_of, hooks_of, note_cache, open_cache, share, stored,
+};
 use lmm_prep::Tokenizer;
 use mm_data::hub::{self, RepoKind};
 use sae_core::Sae;
 use sae_types::HookPoint;
 use stage_kit::{CommonArgs, RunManifest, hash_bytes, hash_file};
 
-use crate::about::Texts;
-use crate::engine::{self, Job, Prepared, Question};
-use crate::folder::{EXPLANATIONS, Folder};
-use crate::gallery::{self, Picks};
-use crate::summary::Nothing;
-use explain_kit::Server;
-use explain_kit::{FeatureArgs, Selection};
-use explain_kit::{Instruction, RunArgs, ServerArgs, settings};
+use crate::publish::{EXPLAINED, publish};
 
 pub(crate) const EXAMPLE: &str = "\
 Example:
@@ -104,36 +101,31 @@ pub(crate) fn run(args: &TextArgs, common: &CommonArgs) -> Result<()> {
     let parts =
         TextParts { activations: args.activations, logits: args.logits > 0, chain_of_thought: args.cot };
     let instruction = Instruction::of(&args.server, prompt::text_instruction(parts))?;
-    let cache = gallery::open_cache(&args.cache)?;
+    let cache = open_cache(&args.cache)?;
     let tokens = cache.tokens()?.with_context(|| {
         format!(
             "{} keeps no token ids: make it with `sae-cache text`, or with --keep-tokens",
             args.cache.display()
         )
     })?;
-    let selection = args.features.wanted()?.among(gallery::stored(cache)?.into_iter(), world)?;
+    let selection = args.features.wanted()?.among(stored(cache)?.into_iter(), world)?;
     let model = args.model()?;
     let asker = args.asker(cache, tokens, &model, &selection, instruction.clone(), common.seed)?;
-    let runtime = engine::runtime()?;
-    let server = Server::connect(&args.server, common.seed, &runtime)?;
-    manifest.input("cache", &args.cache.display(), hash_file(&args.cache.join("manifest.json"))?);
-    manifest.settings = settings(&args.server, &server.model, &instruction, common.seed);
+    note_cache(&args.cache, &mut manifest)?;
     args.note_settings(common.seed, &mut manifest);
     asker.note_settings(&model, &mut manifest)?;
-    let (path, texts) = (&args.explanation_dir, Texts::default());
-    let folder = Folder::open(path, EXPLANATIONS, &args.run, world, &selection, texts, &mut manifest)?;
-    let concurrency = args.server.concurrency;
-    let job = Job {
+    let plan = Plan {
         label: "explaining",
-        selection,
-        folder,
-        server,
-        runtime,
-        concurrency,
-        read: parse::explanation,
+        stage: EXPLAINED,
+        path: &args.explanation_dir,
+        run: &args.run,
+        server: &args.server,
+        instruction: &instruction,
+        common,
     };
-    let (summary, ()) = engine::run(job, manifest, move |key| asker.question(key), Folder::publish)?;
-    summary.print(&Nothing {})
+    let job = Job::open(plan, Once(parse::explanation), selection, Texts::default(), &mut manifest)?;
+    let (summary, ()) = explain_kit::run(job, manifest, move |key| asker.question(key), publish)?;
+    Ok(summary.print(&Nothing {})?)
 }
 
 impl TextArgs {
@@ -155,7 +147,6 @@ impl TextArgs {
         instruction: Instruction,
         seed: u64,
     ) -> Result<Asker> {
-        let hooks = selection.hooks().map(|hook| Ok((hook.clone(), cache.hook(hook)?)));
         let n = self.max_examples as usize;
         let picked = match self.examples {
             // Some may be of images alone, or the same words again.
@@ -164,7 +155,7 @@ impl TextArgs {
             Picks::Quantiles => Picked::TopAndQuantiles { top: n - n / 2, parts: n / 2, per_part: 1, seed },
         };
         Ok(Asker {
-            hooks: hooks.collect::<Result<_>>()?,
+            hooks: hooks_of(cache, selection)?,
             tokens,
             tokenizer: Tokenizer::load(model)?,
             likelier: self.likelier(cache, model, selection)?,
@@ -216,13 +207,10 @@ impl TextArgs {
     }
 
     fn note_settings(&self, seed: u64, manifest: &mut RunManifest) {
-        let cache = manifest.inputs.iter().find(|input| input.role == "cache");
-        let fingerprint = cache.map_or_else(String::new, |input| input.sha256.clone());
         let picks =
             self.examples.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         manifest.settings.extend(
             [
-                ("--cache (fingerprint)", fingerprint),
                 ("--max-examples", self.max_examples.to_string()),
                 ("--min-activating", self.min_activating.to_string()),
                 ("--examples", picks),
@@ -238,12 +226,6 @@ impl TextArgs {
             manifest.settings.insert("--seed".to_owned(), seed.to_string());
         }
     }
-}
-
-/// A share, from 0 to 1.
-fn share(text: &str) -> Result<f32, String> {
-    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or_else(|| "expected a number from 0 to 1".to_owned())
 }
 
 impl Asker {
@@ -268,17 +250,12 @@ impl Asker {
             ))
         })?;
         let messages = prompt::about_text(&text, &self.instruction.text);
-        Ok(Prepared::Ask(Question {
-            key: key.clone(),
-            messages,
-            shown,
-            prompt: self.instruction.short_hash(),
-        }))
+        Ok(Prepared::Ask(Question::one(key, messages, shown, self.instruction.short_hash())))
     }
 
     /// The examples as text; `None` if there are too few.
     fn examples(&self, key: &FeatureKey) -> Result<Option<(String, Vec<Shown>)>> {
-        let hook = self.hooks.get(&key.hook).with_context(|| format!("the cache has no {}", key.hook))?;
+        let hook = hook_of(&self.hooks, &key.hook)?;
         let feature = hook.feature(key.feature)?;
         if explain::count_text_up_to(&feature, self.min_activating) < self.min_activating {
             return Ok(None);
@@ -292,11 +269,7 @@ impl Asker {
         let likelier =
             self.likelier.as_ref().map(|likelier| likelier.tokens(key, &self.tokenizer)).transpose()?;
         let text = explain::write_examples(&examples, self.style, &likelier.unwrap_or_default());
-        let shown = |example: &explain::TextExample| Shown {
-            sample: example.sample,
-            score: f64::from(example.peak),
-            not: false,
-        };
+        let shown = |example: &explain::TextExample| Shown::example(example.sample, f64::from(example.peak));
         Ok(Some((text, examples.iter().map(shown).collect())))
     }
 }

@@ -6,11 +6,11 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
-use mm_data::hub::{self, RepoKind};
+use anyhow::{Context, Result};
 use mm_data::{BadRecords, Choice, Concat, Field, OpenOptions, SourceSpec, TokenOptions, shuffled_order};
-use model_kit::{LeftOut, ModelFolder, PrecisionArgs, SampleBatches, TokenArgs, TorchArgs};
-use sae_core::Sae;
+use model_kit::{
+    FittingSae, LeftOut, ModelFolder, PrecisionArgs, SaeFolders, SampleBatches, TokenArgs, TorchArgs,
+};
 use sae_eval::{Evaluation, Subject, Table};
 use stage_kit::{CommonArgs, Existing, OutputFolder, RunManifest, UsageError, hash_file};
 
@@ -64,13 +64,10 @@ pub(crate) fn run(args: &ReconstructionArgs, torch: TorchArgs, common: &CommonAr
         .as_ref()
         .map(|folder| OutputFolder::create(folder, Existing::from_overwrite(args.overwrite)))
         .transpose()?;
-    let root = hub::resolve(&args.sae, RepoKind::Model, &["*cfg.json", "*sae.safetensors"])?;
-    let mut saes = BTreeMap::new();
-    for (hook, folder) in Sae::find(&root)? {
-        let sae = Sae::load(&folder).with_context(|| format!("reading the autoencoder at {hook}"))?;
-        run.input(&format!("sae {hook}"), &folder.display(), hash_file(&folder.join("sae.safetensors"))?);
-        saes.insert(hook, sae);
-    }
+    let found = SaeFolders::find(&args.sae)?;
+    found.note(&mut run)?;
+    let folder = ModelFolder::find(&args.model)?;
+    let saes = found.load(&folder.hollow()?)?;
     let options = OpenOptions {
         split: args.split.clone(),
         fields: vec![Field::Images, Field::Conversations],
@@ -78,32 +75,22 @@ pub(crate) fn run(args: &ReconstructionArgs, torch: TorchArgs, common: &CommonAr
         ..OpenOptions::default()
     };
     let dataset = Arc::new(Concat::open(&args.datasets, &options, Choice::Seeded(common.seed))?);
-    let model = ModelFolder::find(&args.model)?.load(torch, args.precision.weights())?;
+    let model = folder.load(torch, args.precision.weights())?;
     run.input("model", &model.folder.display(), hash_file(&model.folder.join("config.json"))?);
     let sources: Vec<String> = args.datasets.iter().map(ToString::to_string).collect();
     run.input("dataset", &sources.join(" "), dataset.fingerprint());
-    let mut inputs = BTreeMap::new();
-    for (hook, sae) in &saes {
-        let width = model.network.width(hook)?;
-        ensure!(
-            sae.d_in() as i64 == width,
-            "the autoencoder at {hook} reads vectors of {}, but {} gives {width} there",
-            sae.d_in(),
-            model.folder.display()
-        );
-        if sae.config().transcode {
-            inputs.insert(hook, model.network.input_point(hook)?);
-        }
-    }
 
     let mut order = shuffled_order(dataset.len(), common.seed);
     order.truncate(args.max_examples.map_or(usize::MAX, NonZeroUsize::get));
     let total = order.len() as u64;
     let subjects = saes
         .iter()
-        .map(|(hook, sae)| match inputs.get(hook) {
-            None => Subject::autoencoder(hook.as_str(), hook.clone(), sae),
-            Some(input) => Subject::transcoder(hook.as_str(), input.clone(), hook.clone(), sae),
+        .map(|(hook, FittingSae { sae, reads, .. })| {
+            if sae.config().transcode {
+                Subject::transcoder(hook.as_str(), reads.clone(), hook.clone(), sae)
+            } else {
+                Subject::autoencoder(hook.as_str(), hook.clone(), sae)
+            }
         })
         .collect();
     let batches = SampleBatches::new(

@@ -55,9 +55,10 @@ pub struct ServerArgs {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Server")]
     pub asks: u32,
     /// File with instructions of your own. They follow the pictures, and nothing is added to them: of counterexamples (images
-    /// --negatives) they must tell themselves. Replaced in them are {examples} by text, {explanation} by the stages that follow.
-    /// Answers are read behind a marker: `[EXPLANATION]` for images and text, `[ANSWER]` for the others; label and consistency
-    /// also take an answer that is the one word and no more
+    /// --negatives) they must tell themselves. Replaced in them are {examples} by text, {explanation} by the stages that follow, and by
+    /// sae-steer judge {explanation}, {change}, {original} and {steered}. Answers are read behind a marker: `[EXPLANATION]` for
+    /// images and text, `[ANSWER]` for the others; label, consistency, judge and the scores also take an answer that is the one
+    /// word and no more
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     pub prompt: Option<PathBuf>,
 }
@@ -136,6 +137,15 @@ pub fn settings(
         settings.extend([of("--seed", seed.to_string())]);
     }
     settings
+}
+
+/// Reads a share, from 0 to 1, of the command line.
+///
+/// # Errors
+/// When it is none.
+pub fn share(text: &str) -> Result<f32, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "expected a number from 0 to 1".to_owned())
 }
 
 /// A number that is not negative, nor infinite.

@@ -1,11 +1,12 @@
 //! [`ExplainKitError`].
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use chat_client::{ChatError, LedgerError};
 use explain::ExplainError;
-use sae_types::HookPoint;
-use stage_kit::UsageError;
+use sae_types::{FilterError, HookPoint};
+use stage_kit::{KitError, UsageError};
 
 /// What goes wrong between flags, files and a server.
 #[derive(Debug, thiserror::Error)]
@@ -62,12 +63,6 @@ pub enum ExplainKitError {
         /// The file or folder.
         path: PathBuf,
     },
-    /// Filters of nothing.
-    #[error("{} names no hook point", path.display())]
-    EmptyFilters {
-        /// The file.
-        path: PathBuf,
-    },
     /// A hook point that nothing is known of.
     #[error("there is nothing of {hook}: there are {}", known.iter().map(HookPoint::as_str).collect::<Vec<_>>().join(", "))]
     UnknownHook {
@@ -91,6 +86,23 @@ pub enum ExplainKitError {
     /// A server without models.
     #[error("the server lists no model: name one with --explainer")]
     NoModel,
+    /// A run in which every question failed.
+    #[error("nothing was answered, {failed} features failed; the first: {first}")]
+    NothingAnswered {
+        /// How many failed.
+        failed: u64,
+        /// The first of them, and why.
+        first: String,
+    },
+    /// Something below failed.
+    #[error("{context}")]
+    Within {
+        /// What was tried, or what the failure itself says where that is enough.
+        context: String,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
 }
 
 impl ExplainKitError {
@@ -102,10 +114,72 @@ impl ExplainKitError {
         let path = path.to_owned();
         move |source| Self::Io { what, path, source }
     }
+
+    pub(crate) fn within(
+        context: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Within { context: context.into(), source: source.into() }
+    }
+
+    /// The message and its causes in one line, for a ledger; causes that the message before them quotes are left out.
+    pub fn told(&self) -> String {
+        let mut text = self.to_string();
+        let mut above = text.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let message = error.to_string();
+            if !above.contains(&message) {
+                text = format!("{text}: {message}");
+            }
+            above = message;
+            cause = error.source();
+        }
+        text
+    }
 }
+
+/// Says what was tried when it failed.
+pub(crate) trait Trying<T> {
+    fn trying(self, context: impl FnOnce() -> String) -> Result<T, ExplainKitError>;
+}
+
+impl<T, E: Into<Box<dyn Error + Send + Sync>>> Trying<T> for Result<T, E> {
+    fn trying(self, context: impl FnOnce() -> String) -> Result<T, ExplainKitError> {
+        self.map_err(|source| ExplainKitError::within(context(), source))
+    }
+}
+
+/// Errors whose own words say enough.
+macro_rules! from_below {
+    ($($error:ty),*) => {
+        $(impl From<$error> for ExplainKitError {
+            fn from(error: $error) -> Self {
+                Self::within(error.to_string(), error)
+            }
+        })*
+    };
+}
+
+from_below!(act_cache::CacheError, mm_data::DataError, ExplainError, KitError, ChatError, FilterError);
 
 impl From<LedgerError> for ExplainKitError {
     fn from(error: LedgerError) -> Self {
         Self::Ledger(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let path = PathBuf::from("x.json");
+        let error = ExplainError::Published { path, problem: "no list".to_owned() };
+        let kit = ExplainKitError::from(error);
+        assert_eq!(kit.told(), "x.json is no file of explanations: no list");
+        let within = Err::<(), _>(kit).trying(|| "sample 3".to_owned()).unwrap_err();
+        assert_eq!(within.told(), "sample 3: x.json is no file of explanations: no list");
     }
 }

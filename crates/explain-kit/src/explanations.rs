@@ -1,11 +1,11 @@
 //! [`Explanations`]: what was explained, from this project's ledgers or from files that multimodal-sae published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use explain::parse::Answer;
-use explain::{FeatureKey, Outcome, Published, parse, read_published};
-use sae_types::{FeatureId, HookPoint};
+use explain::{FeatureKey, Outcome, Published, Record, parse, read_published};
+use sae_types::{FeatureId, HookPoint, SampleId};
 
 use crate::ExplainKitError;
 use crate::ledgers::{Ledgers, files};
@@ -18,8 +18,10 @@ pub const EXPLANATIONS: &str = "explanations";
 pub struct Explanations {
     /// The texts.
     pub texts: BTreeMap<FeatureKey, String>,
-    /// How many features have none because the model was unable to say anything.
-    pub unable: u64,
+    /// The samples that the explainer was shown of each, where that is known: published files do not say.
+    pub shown: BTreeMap<FeatureKey, Vec<SampleId>>,
+    /// The features that have none because the model was unable to say anything.
+    pub unable: BTreeSet<FeatureKey>,
     /// How many have none for another reason.
     pub without: u64,
 }
@@ -58,11 +60,11 @@ impl Explanations {
         if read.texts.is_empty() {
             return Err(ExplainKitError::NoTexts { path: path.to_owned() });
         }
-        if read.unable + read.without > 0 {
+        let unable = read.unable.len() as u64;
+        if unable + read.without > 0 {
             tracing::info!(
-                "{} features are passed over: of {} the model had nothing to say, {} have no text for another reason",
-                read.unable + read.without,
-                read.unable,
+                "{} features are passed over: of {unable} the model had nothing to say, {} have no text for another reason",
+                unable + read.without,
                 read.without
             );
         }
@@ -70,9 +72,12 @@ impl Explanations {
     }
 
     fn ledgers(&mut self, files: &[PathBuf]) -> Result<(), ExplainKitError> {
-        for record in Ledgers::read(files)?.records(&|_| true) {
+        for record in Ledgers::<Record>::read(files)?.records(&|_| true) {
             let record = record?;
             let key = record.key();
+            if !record.shown.is_empty() {
+                self.shown.insert(key.clone(), record.shown.iter().map(|shown| shown.sample).collect());
+            }
             self.add(
                 key,
                 match record.outcome {
@@ -101,7 +106,7 @@ impl Explanations {
     fn add(&mut self, key: FeatureKey, answer: Answer) {
         match answer {
             Answer::Given(text) => drop(self.texts.insert(key, text)),
-            Answer::Unable => self.unable += 1,
+            Answer::Unable => drop(self.unable.insert(key)),
             Answer::Unparsed => self.without += 1,
         }
     }

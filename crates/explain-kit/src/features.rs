@@ -56,7 +56,8 @@ impl FeatureArgs {
     /// # Errors
     /// When they cannot be read.
     pub fn wanted(&self) -> Result<Wanted<'_>, ExplainKitError> {
-        Ok(Wanted { args: self, filters: self.filters.as_deref().map(read_filters).transpose()? })
+        let read = |path: &Path| Filters::read(path, |bytes| serde_json::from_slice(bytes));
+        Ok(Wanted { args: self, filters: self.filters.as_deref().map(read).transpose()? })
     }
 }
 
@@ -82,6 +83,12 @@ impl Wanted<'_> {
         let mut at = 0;
         let mut selection = Selection(Vec::new());
         for (hook, features) in there {
+            let missing = self.missing(hook, &features);
+            if missing > 0 {
+                tracing::warn!(
+                    "{missing} of the features asked for at {hook} are not there and are passed over"
+                );
+            }
             let mut share = features;
             share.retain(|&feature| self.wants(hook, feature));
             share.retain(|_| {
@@ -94,6 +101,54 @@ impl Wanted<'_> {
             return Err(ExplainKitError::NothingChosen);
         }
         Ok(selection)
+    }
+
+    /// How many features are named that are not among those `there`.
+    fn missing(&self, hook: &HookPoint, there: &[FeatureId]) -> u64 {
+        let args = self.args;
+        if !self.concerns(hook) {
+            return 0;
+        }
+        let in_ranges = |feature: &FeatureId| args.features.iter().any(|range| range.0.contains(&feature.0));
+        if let Some(named) = self.filters.as_ref().and_then(|filters| filters.features(hook)) {
+            let there: BTreeSet<&FeatureId> = there.iter().collect();
+            let asked = named.iter().filter(|feature| args.features.is_empty() || in_ranges(feature));
+            return asked.filter(|feature| !there.contains(feature)).count() as u64;
+        }
+        // Of overlapping ranges each feature counts once.
+        let mut ranges: Vec<_> = args.features.iter().map(|Features(range)| range.clone()).collect();
+        ranges.sort_by_key(|range| *range.start());
+        let (mut named, mut next) = (0, 0);
+        for range in ranges {
+            let (first, end) = (next.max(u64::from(*range.start())), u64::from(*range.end()) + 1);
+            named += end.saturating_sub(first);
+            next = next.max(end);
+        }
+        named - there.iter().filter(|&feature| in_ranges(feature)).count() as u64
+    }
+
+    /// Refuses what is named beyond the `width` features of a hook point: for runs that have all of an autoencoder before them.
+    ///
+    /// # Errors
+    /// When a feature is beyond, which is wrong usage.
+    pub fn check_width(&self, hook: &HookPoint, width: usize) -> Result<(), ExplainKitError> {
+        if !self.concerns(hook) {
+            return Ok(());
+        }
+        let beyond = |what: &str, feature: u32| {
+            let last = width.saturating_sub(1);
+            ExplainKitError::usage(format!(
+                "{what}: {feature} is beyond {hook}, which has features 0 to {last}"
+            ))
+        };
+        if let Some(filters) = &self.filters {
+            filters.check_width(hook, width).map_err(|error| ExplainKitError::usage(error.to_string()))?;
+        }
+        let ends = self.args.features.iter().map(|Features(range)| *range.end());
+        match ends.max().filter(|&end| end as usize >= width) {
+            Some(end) => Err(beyond("--features", end)),
+            None => Ok(()),
+        }
     }
 
     /// Whether any feature of a hook point may be asked for.
@@ -141,19 +196,6 @@ impl Selection {
     }
 }
 
-fn read_filters(path: &Path) -> Result<Filters, ExplainKitError> {
-    let bytes = std::fs::read(path).map_err(ExplainKitError::io("filters", path))?;
-    let filters: Filters = serde_json::from_slice(&bytes).map_err(|source| ExplainKitError::Json {
-        path: path.to_owned(),
-        expected: "filters file",
-        source,
-    })?;
-    if filters.is_empty() {
-        return Err(ExplainKitError::EmptyFilters { path: path.to_owned() });
-    }
-    Ok(filters)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,5 +228,35 @@ mod tests {
             .iter()
             .flat_map(|hook| (2..7).map(|f| FeatureKey { hook: hook.clone(), feature: FeatureId(f) }));
         assert_eq!(all, wanted.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_not_there_is_counted_and_refused() {
+        let [one, two] = [1, 2].map(HookPoint::layer);
+        let there: Vec<FeatureId> = [0, 1, 2, 5, 9].map(FeatureId).into();
+        let of = |features: &[&str]| FeatureArgs {
+            hookpoints: Vec::new(),
+            filters: None,
+            features: features.iter().map(|range| range.parse().unwrap()).collect(),
+        };
+        // 0 to 5 and 9 to 10: all but 3, 4 and 10 are there, overlap or not.
+        for ranges in [&["0-5", "9-10"][..], &["2-5", "0-3", "9", "9-10", "1"]] {
+            let args = of(ranges);
+            let wanted = args.wanted().unwrap();
+            assert_eq!(wanted.missing(&one, &there), 3, "{ranges:?}");
+            assert!(wanted.check_width(&one, 11).is_ok(), "{ranges:?}");
+            let error = wanted.check_width(&one, 10).unwrap_err().to_string();
+            assert!(error.contains("--features: 10 is beyond model.layers.1"), "{error}");
+        }
+        let all = of(&[]);
+        assert_eq!(all.wanted().unwrap().missing(&one, &there), 0);
+        let most = of(&["0-4294967295"]);
+        assert_eq!(most.wanted().unwrap().missing(&one, &there), (1 << 32) - 5);
+        let both = of(&["5-7"]);
+        let filters: Filters = serde_json::from_str(r#"{"model.layers.1": [1, 3, 5, 6]}"#).unwrap();
+        let wanted = Wanted { args: &all, filters: Some(filters.clone()) };
+        assert_eq!((wanted.missing(&one, &there), wanted.missing(&two, &there)), (2, 0));
+        assert!(wanted.check_width(&one, 6).is_err() && wanted.check_width(&two, 1).is_ok());
+        assert_eq!(Wanted { args: &both, filters: Some(filters) }.missing(&one, &there), 1);
     }
 }

@@ -5,9 +5,56 @@ use std::path::{Path, PathBuf};
 
 use chat_client::Ledger;
 use explain::{FeatureKey, Outcome, Record};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use stage_kit::World;
 
 use crate::ExplainKitError;
+
+/// A line of a ledger: what became of one feature.
+pub trait Entry: Clone + Serialize + DeserializeOwned {
+    /// Whose it is.
+    fn key(&self) -> FeatureKey;
+
+    /// The start of the hash of the text it is about, if it is about a text.
+    fn about(&self) -> Option<&str>;
+
+    /// Says which text it is about.
+    fn set_about(&mut self, about: Option<String>);
+
+    /// Whether another try may give more.
+    fn is_failed(&self) -> bool;
+
+    /// Of several of one feature the one that is worth most counts.
+    fn worth(&self) -> u8;
+}
+
+impl Entry for Record {
+    fn key(&self) -> FeatureKey {
+        self.key()
+    }
+
+    fn about(&self) -> Option<&str> {
+        self.about.as_deref()
+    }
+
+    fn set_about(&mut self, about: Option<String>) {
+        self.about = about;
+    }
+
+    fn is_failed(&self) -> bool {
+        matches!(self.outcome, Outcome::Failed(_) | Outcome::Unparsed)
+    }
+
+    fn worth(&self) -> u8 {
+        match self.outcome {
+            Outcome::Answered(_) | Outcome::Unable => 3,
+            Outcome::Unparsed => 2,
+            Outcome::Failed(_) => 1,
+            Outcome::Skipped(_) => 0,
+        }
+    }
+}
 
 /// The file of a worker: `explanations.jsonl`, or `explanations.rank-0.jsonl` of several.
 pub fn file_name(stage: &str, world: World) -> String {
@@ -42,16 +89,16 @@ pub fn files(folder: &Path, stage: &str) -> Result<Vec<PathBuf>, ExplainKitError
 }
 
 /// Ledgers read as one. Of several records of a feature the one that says most counts.
-#[derive(Debug, Default)]
-pub struct Ledgers(Vec<Ledger<FeatureKey, Record>>);
+#[derive(Debug)]
+pub struct Ledgers<R = Record>(Vec<Ledger<FeatureKey, R>>);
 
-impl Ledgers {
+impl<R: Entry> Ledgers<R> {
     /// Reads files, which other processes may be writing.
     ///
     /// # Errors
     /// When one cannot be read.
     pub fn read(files: &[PathBuf]) -> Result<Self, ExplainKitError> {
-        let read = |path: &PathBuf| Ok(Ledger::read(path, Record::key)?);
+        let read = |path: &PathBuf| Ok(Ledger::read(path, R::key)?);
         files.iter().map(read).collect::<Result<_, _>>().map(Self)
     }
 
@@ -59,12 +106,8 @@ impl Ledgers {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn get(
-        &self,
-        key: &FeatureKey,
-        counts: &dyn Fn(&Record) -> bool,
-    ) -> Result<Option<Record>, ExplainKitError> {
-        let mut best: Option<Record> = None;
+    pub fn get(&self, key: &FeatureKey, counts: &dyn Fn(&R) -> bool) -> Result<Option<R>, ExplainKitError> {
+        let mut best: Option<R> = None;
         for ledger in &self.0 {
             best = best_of(best, ledger.get(key)?.filter(counts));
         }
@@ -75,22 +118,13 @@ impl Ledgers {
     ///
     /// # Errors
     /// A record is an error where it cannot be read.
-    pub fn records(
-        &self,
-        counts: &dyn Fn(&Record) -> bool,
-    ) -> impl Iterator<Item = Result<Record, ExplainKitError>> {
+    pub fn records(&self, counts: &dyn Fn(&R) -> bool) -> impl Iterator<Item = Result<R, ExplainKitError>> {
         let keys: BTreeSet<&FeatureKey> = self.0.iter().flat_map(Ledger::keys).collect();
         keys.into_iter().filter_map(move |key| self.get(key, counts).transpose())
     }
 }
 
 /// The record that says more, of equal ones the later.
-pub fn best_of(one: Option<Record>, other: Option<Record>) -> Option<Record> {
-    let worth = |record: &Record| match record.outcome {
-        Outcome::Answered(_) | Outcome::Unable => 3,
-        Outcome::Unparsed => 2,
-        Outcome::Failed(_) => 1,
-        Outcome::Skipped(_) => 0,
-    };
-    one.into_iter().chain(other).max_by_key(worth)
+pub fn best_of<R: Entry>(one: Option<R>, other: Option<R>) -> Option<R> {
+    one.into_iter().chain(other).max_by_key(R::worth)
 }

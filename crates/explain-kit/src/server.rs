@@ -1,14 +1,16 @@
 //! [`Server`]: the model that is asked.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use chat_client::{
-    ApiKey, ChatClient, ChatError, ChatMessage, ChatRequest, ClientOptions, FinishReason, Prices,
+    ApiKey, ChatClient, ChatError, ChatMessage, ChatReply, ChatRequest, ClientOptions, FinishReason, Prices,
     RetryPolicy, Totals,
 };
 use explain::parse::Answer;
 use explain::{Asked, Outcome};
 use tokio::runtime::Runtime;
+use tokio::sync::Mutex;
 
 use crate::ExplainKitError;
 use crate::args::ServerArgs;
@@ -17,6 +19,30 @@ use crate::args::ServerArgs;
 const AGAIN: f64 = 0.7;
 /// How long to wait before looking again for a server that is not there yet.
 const ASK_PAUSE: Duration = Duration::from_secs(1);
+
+/// How many of the likeliest tokens are asked for at each place: the first of these that the server does not refuse. Two are enough where
+/// the answer is one of two; the last asks for nothing.
+const TOP_LOGPROBS: [u32; 3] = [5, 2, 0];
+
+/// Whether the log-probabilities of an answer are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logprobs {
+    /// No.
+    Leave,
+    /// With those of the likeliest tokens at each place, if the server gives them.
+    Ask,
+}
+
+/// What came of asking for something that can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told<T> {
+    /// It was.
+    Read(T),
+    /// The model answered, however often it was asked, nothing that could be read.
+    Unparsed,
+    /// There was no answer, because of this.
+    Failed(String),
+}
 
 /// The model that is asked.
 #[derive(Debug)]
@@ -28,6 +54,17 @@ pub struct Server {
     max_tokens: u32,
     asks: u32,
     seed: u64,
+    taken: Taken,
+}
+
+/// How many log-probabilities the server takes.
+#[derive(Debug, Default)]
+struct Taken {
+    /// The entry of [`TOP_LOGPROBS`], the first one until it is known.
+    entry: AtomicUsize,
+    is_known: AtomicBool,
+    /// Held while it is found out, so that one request is refused and not all that wait.
+    asking: Mutex<()>,
 }
 
 impl Server {
@@ -57,6 +94,7 @@ impl Server {
             max_tokens: args.max_tokens,
             asks: args.asks,
             seed,
+            taken: Taken::default(),
         })
     }
 
@@ -75,6 +113,31 @@ impl Server {
         prompt: String,
         read: fn(&str, bool) -> Answer,
     ) -> Result<(Outcome, Asked), ChatError> {
+        let read = |reply: &ChatReply| match read(&reply.text, reply.finish_reason != FinishReason::Length) {
+            Answer::Unparsed => None,
+            answer => Some(answer),
+        };
+        let (told, asked) = self.ask_for(messages, prompt, Logprobs::Leave, read).await?;
+        let outcome = match told {
+            Told::Read(Answer::Given(text)) => Outcome::Answered(text),
+            Told::Read(Answer::Unable | Answer::Unparsed) => Outcome::Unable,
+            Told::Unparsed => Outcome::Unparsed,
+            Told::Failed(reason) => Outcome::Failed(reason),
+        };
+        Ok((outcome, asked))
+    }
+
+    /// As [`Server::ask`], for whatever `read` makes of a reply; `None` of it is asked again.
+    ///
+    /// # Errors
+    /// As [`Server::ask`].
+    pub async fn ask_for<T>(
+        &self,
+        messages: Vec<ChatMessage>,
+        prompt: String,
+        logprobs: Logprobs,
+        read: impl Fn(&ChatReply) -> Option<T>,
+    ) -> Result<(Told<T>, Asked), ChatError> {
         let started = Instant::now();
         let mut request = ChatRequest {
             temperature: Some(self.temperature),
@@ -82,14 +145,14 @@ impl Server {
             ..ChatRequest::new(&self.model, messages)
         };
         let mut asked = Asked { prompt, ..Asked::default() };
-        let mut outcome = Outcome::Unparsed;
+        let mut told = Told::Unparsed;
         while asked.asks < self.asks {
             let temperature = if asked.asks == 0 { self.temperature } else { self.temperature.max(AGAIN) };
             request.temperature = Some(temperature);
             // Not every server knows seeds, and the likeliest answer needs none.
             request.seed = (temperature > 0.0).then(|| self.seed.wrapping_add(u64::from(asked.asks)));
             asked.asks += 1;
-            let reply = match self.client.complete(&request).await {
+            let reply = match self.complete(&mut request, logprobs, &mut asked).await {
                 Ok(reply) => reply,
                 Err(error) if self.concerns_all(&error) => return Err(error),
                 Err(error) => {
@@ -98,33 +161,79 @@ impl Server {
                         ChatError::Refused { .. } => asked.attempts += 1,
                         _ => {}
                     }
-                    outcome = Outcome::Failed(error.to_string());
+                    told = Told::Failed(error.to_string());
                     break;
                 }
             };
             asked.attempts += reply.attempts;
             asked.prompt_tokens += reply.usage.prompt_tokens;
             asked.completion_tokens += reply.usage.completion_tokens;
+            let read = read(&reply);
+            if read.is_none() && reply.finish_reason == FinishReason::Length {
+                tracing::debug!("an answer reached --max-tokens {} before its marker", self.max_tokens);
+            }
             asked.model = reply.model;
-            let answer = read(&reply.text, reply.finish_reason != FinishReason::Length);
             asked.answer = reply.text;
-            match answer {
-                Answer::Given(text) => {
-                    outcome = Outcome::Answered(text);
-                    break;
-                }
-                Answer::Unable => {
-                    outcome = Outcome::Unable;
-                    break;
-                }
-                Answer::Unparsed if reply.finish_reason == FinishReason::Length => {
-                    tracing::debug!("an answer reached --max-tokens {} before its marker", self.max_tokens);
-                }
-                Answer::Unparsed => {}
+            if let Some(read) = read {
+                told = Told::Read(read);
+                break;
             }
         }
         asked.seconds = (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
-        Ok((outcome, asked))
+        Ok((told, asked))
+    }
+
+    /// One answer. A request that is refused with log-probabilities and not without them is how a server says that it gives none, or
+    /// fewer.
+    async fn complete(
+        &self,
+        request: &mut ChatRequest,
+        logprobs: Logprobs,
+        asked: &mut Asked,
+    ) -> Result<ChatReply, ChatError> {
+        let is_known = || self.taken.is_known.load(Ordering::SeqCst);
+        let asking = match logprobs {
+            Logprobs::Ask if !is_known() => Some(self.taken.asking.lock().await),
+            _ => None,
+        };
+        // Another may have found it out while this one waited.
+        let asking = asking.filter(|_| !is_known());
+        let mut entry = match logprobs {
+            Logprobs::Ask => self.taken.entry.load(Ordering::SeqCst),
+            Logprobs::Leave => TOP_LOGPROBS.len() - 1,
+        };
+        let mut refused = None;
+        loop {
+            let top = TOP_LOGPROBS[entry];
+            request.logprobs = top > 0;
+            request.top_logprobs = (top > 0).then_some(top);
+            match self.client.complete(request).await {
+                Err(ChatError::Refused { status: 400 | 422, message, .. }) if top > 0 => {
+                    asked.attempts += 1;
+                    entry += 1;
+                    refused = Some(message);
+                }
+                Ok(reply) => {
+                    if asking.is_some() {
+                        self.taken.entry.store(entry, Ordering::SeqCst);
+                        self.taken.is_known.store(true, Ordering::SeqCst);
+                        match refused {
+                            Some(message) if top == 0 => {
+                                tracing::warn!("the server gives no log-probabilities: {message}");
+                            }
+                            Some(message) => {
+                                tracing::info!(
+                                    "the server gives no more than {top} log-probabilities: {message}"
+                                );
+                            }
+                            None => {}
+                        }
+                    }
+                    return Ok(reply);
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Whether the next question would fare no better: the server is gone, or knows not the key, the address or the model.

@@ -38,13 +38,28 @@ pub fn counterexamples(
     like: &[Example],
     n: usize,
 ) -> Result<Vec<Counterexample>, ExplainError> {
+    let like: Vec<SampleId> = like.iter().map(|example| example.sample).collect();
+    counterexamples_by(hook, feature, &like, Ranking::BaseMean, n)
+}
+
+/// As [`counterexamples`], of samples whose strength `ranking` tells: those of text have no base tile.
+///
+/// # Errors
+/// As [`counterexamples`].
+pub fn counterexamples_by(
+    hook: &HookCache<'_>,
+    feature: &FeatureSlice<'_>,
+    like: &[SampleId],
+    ranking: Ranking,
+    n: usize,
+) -> Result<Vec<Counterexample>, ExplainError> {
     let failed = ExplainError::cache(feature.feature());
-    let (Some(first), true) = (like.first(), n > 0) else { return Ok(Vec::new()) };
+    let (Some(&first), true) = (like.first(), n > 0) else { return Ok(Vec::new()) };
     let image =
         |sample: SampleId| feature.cache().sample(sample).and_then(|record| record.image_sha256.as_deref());
-    let mut images: HashSet<&str> = like.iter().filter_map(|example| image(example.sample)).collect();
-    let mut samples: HashSet<SampleId> = like.iter().map(|example| example.sample).collect();
-    let neighbours = neighbours(hook, feature, first.sample)?;
+    let mut images: HashSet<&str> = like.iter().filter_map(|&sample| image(sample)).collect();
+    let mut samples: HashSet<SampleId> = like.iter().copied().collect();
+    let neighbours = neighbours(hook, feature, first)?;
     let mut strongest: Vec<_> = neighbours.into_iter().map(|neighbour| (neighbour, None)).collect();
     let mut found = Vec::new();
     while !strongest.is_empty() {
@@ -58,7 +73,7 @@ pub fn counterexamples(
             } else {
                 let slice = hook.feature(neighbour).map_err(&failed)?;
                 let selection = Selection::Top(DEPTH * n + like.len());
-                slice.pick(Ranking::BaseMean, selection, Duplicates::Drop).map_err(&failed)?.into_iter()
+                slice.pick(ranking, selection, Duplicates::Drop).map_err(&failed)?.into_iter()
             };
             let next = ranked.by_ref().map(|ranked| ranked.sample).find(|&sample| {
                 feature.in_sample(sample).is_empty()

@@ -37,9 +37,20 @@ pub fn examples(feature: &FeatureSlice<'_>, selection: Selection) -> Result<Vec<
         .pick(Ranking::BaseMean, selection, Duplicates::Drop)
         .map_err(ExplainError::cache(feature.feature()))?;
     let example = |ranked: act_cache::RankedSample| {
-        Ok(Example { sample: ranked.sample, score: ranked.score, heat: heat(feature, ranked.sample)? })
+        Ok(Example { sample: ranked.sample, score: ranked.score, heat: heat_map(feature, ranked.sample)? })
     };
     ranked.into_iter().map(example).collect()
+}
+
+/// A sample with where the feature is on in it, which may be nowhere.
+///
+/// # Errors
+/// As [`top_examples`].
+pub fn example_in(feature: &FeatureSlice<'_>, sample: SampleId) -> Result<Example, ExplainError> {
+    let heat = heat_map(feature, sample)?;
+    let sum: f64 = heat.values().iter().map(|&value| f64::from(value)).sum();
+    let score = sum / heat.values().len().max(1) as f64;
+    Ok(Example { sample, score, heat })
 }
 
 /// In how many samples the feature is on, on the base tile, but no more than `enough`, where the count ends; no image twice.
@@ -61,8 +72,11 @@ pub fn count_up_to(feature: &FeatureSlice<'_>, enough: usize) -> Result<usize, E
     Ok(feature.by_sample().filter_map(is_new).take(enough).count())
 }
 
-/// The feature's activations over the base tile of one sample.
-fn heat(feature: &FeatureSlice<'_>, sample: SampleId) -> Result<HeatMap, ExplainError> {
+/// The feature's activations over the base tile of one sample, 0 where it is off.
+///
+/// # Errors
+/// When the cache has no base tile or does not know the sample.
+pub fn heat_map(feature: &FeatureSlice<'_>, sample: SampleId) -> Result<HeatMap, ExplainError> {
     let cache = feature.cache();
     let layout = &cache.manifest().token_layout;
     let base = layout.base.ok_or(ExplainError::NoBaseTile)?;

@@ -42,6 +42,14 @@ impl HeatMap {
         Ok(Self { rows, cols, values })
     }
 
+    /// The map of a region, `[rows * cols]`, row by row: 1 in it and 0 elsewhere, so that every cut gives the region.
+    ///
+    /// # Errors
+    /// When it does not fill the grid.
+    pub fn of_region(rows: usize, cols: usize, region: &[bool]) -> Result<Self, ExplainError> {
+        Self::new(rows, cols, region.iter().map(|&is_in| f32::from(u8::from(is_in))).collect())
+    }
+
     /// Rows and columns of patches.
     pub fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
@@ -173,5 +181,13 @@ mod tests {
         let heat = HeatMap::new(8, 8, (0u8..64).map(f32::from).collect()).unwrap();
         assert_eq!(heat.mask(1, 7, Cut::Positive).pixels().len(), 7);
         assert!(HeatMap::new(2, 2, vec![0.0; 3]).is_err());
+    }
+
+    #[test]
+    fn a_region_is_what_every_cut_gives() {
+        let region = [true, false, false, true];
+        let heat = HeatMap::of_region(2, 2, &region).unwrap();
+        assert_eq!((heat.on(Cut::HalfMaximum), heat.on(Cut::Positive)), (region.to_vec(), region.to_vec()));
+        assert!(HeatMap::of_region(2, 3, &region).is_err());
     }
 }

@@ -35,13 +35,16 @@ mod published;
 mod record;
 mod text;
 
-pub use contrast::{Counterexample, counterexamples};
+pub use contrast::{Counterexample, counterexamples, counterexamples_by};
 pub use error::ExplainError;
-pub use example::{Example, count_up_to, examples, top_examples};
+pub use example::{Example, count_up_to, example_in, examples, heat_map, top_examples};
 pub use heat::{Cut, HeatMap, Mask};
 pub use logits::Unembedding;
 pub use masking::{Edges, Masking};
 pub use picture::{Encoding, Fit};
 pub use published::{Published, read_published, write_published};
 pub use record::{Asked, FeatureKey, FeatureKeyError, Outcome, Record, Shown};
-pub use text::{Piece, TextExample, TextStyle, count_text_up_to, text_examples, write_examples};
+pub use text::{
+    Piece, TextExample, TextStyle, count_text_up_to, is_on_in_text, text_example, text_examples, text_window,
+    write_examples,
+};

@@ -8,6 +8,7 @@ use crate::parse::{ANSWER_MARKER, EXPLANATION_MARKER, UNABLE};
 /// Stands in instructions for the explanation that is asked about.
 const EXPLANATION: &str = "{explanation}";
 /// Stand in instructions for an answer before and after steering.
+const CHANGE: &str = "{change}";
 const ORIGINAL: &str = "{original}";
 const STEERED: &str = "{steered}";
 /// Stands in instructions for examples of text.
@@ -128,34 +129,45 @@ pub fn judge_instruction() -> String {
 /// Instructions for sorting what steering did to an answer into one of four [effects](crate::parse::SteeringEffect).
 pub fn steering_instruction() -> String {
     format!(
-        "A model was asked the same thing twice. The second time one of the features inside it was turned up. What that feature is \
-         about:\n\
+        "A model was asked the same thing twice. The second time one of the features inside it was changed: {CHANGE}. What that \
+         feature is about:\n\
          {EXPLANATION}\n\n\
-         The answer without it:\n\
+         The answer without the change:\n\
          <<<\n{ORIGINAL}\n>>>\n\n\
          The answer with it:\n\
          <<<\n{STEERED}\n>>>\n\n\
-         Compare the two and say what turning the feature up did:\n\
+         Compare the two and say what the change did:\n\
          none: both say the same, if in other words\n\
-         mention: the second names what the feature is about, or something of that kind, and the first does not\n\
-         reasoning: the second does not name it, but tells something that follows from it or is a figure for it\n\
+         mention: one of them names what the feature is about, or something of that kind, and the other does not\n\
+         reasoning: both name it or neither does, but one tells something that follows from it or is a figure for it, and the \
+         other does not\n\
          unrelated: the second says something else, or makes no sense, and nothing in it has to do with the feature\n\
          Choose exactly one. Answer with one line of this form:\n\
          {ANSWER_MARKER}: the word"
     )
 }
 
-/// Instructions with an explanation, an answer before steering and one after it in the places of `{explanation}`, `{original}` and
-/// `{steered}`, or after them where they have no such place.
-pub fn about_steering(
-    explanation: &str,
-    original: &str,
-    steered: &str,
-    instruction: &str,
-) -> Vec<ChatMessage> {
+/// What was done to a feature, and to which answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Steered<'a> {
+    /// What the feature is about.
+    pub explanation: &'a str,
+    /// What was done to it, as the rest of "it was changed: ..".
+    pub change: &'a str,
+    /// The answer without.
+    pub original: &'a str,
+    /// The answer with it.
+    pub steered: &'a str,
+}
+
+/// Instructions with what was done in the places of `{explanation}`, `{change}`, `{original}` and `{steered}`, or after them where they
+/// have no such place.
+pub fn about_steering(said: Steered<'_>, instruction: &str) -> Vec<ChatMessage> {
     // Filled one after the other from the instructions alone: an answer may hold braces.
-    let places = [(EXPLANATION, explanation), (ORIGINAL, original), (STEERED, steered)];
-    let mut text = String::with_capacity(instruction.len() + original.len() + steered.len());
+    let Steered { explanation, change, original, steered } = said;
+    let places = [(EXPLANATION, explanation), (CHANGE, change), (ORIGINAL, original), (STEERED, steered)];
+    let length: usize = places.iter().map(|(_, filling)| filling.len()).sum();
+    let mut text = String::with_capacity(instruction.len() + length);
     let mut rest = instruction;
     while let Some((at, place, filling)) =
         places.iter().filter_map(|&(place, filling)| Some((rest.find(place)?, place, filling))).min()
@@ -216,11 +228,13 @@ mod tests {
             [Content::Text(text)] => text.clone(),
             other => panic!("{other:?}"),
         };
-        let full = text(about_steering("trains", "a {steered} dog", "a train", &steering_instruction()));
+        let said =
+            |original, steered| Steered { explanation: "trains", change: "held at 20", original, steered };
+        let full = text(about_steering(said("a {steered} dog", "a train"), &steering_instruction()));
         assert!(full.contains("\ntrains\n") && full.contains("<<<\na {steered} dog\n>>>"), "{full}");
-        assert!(full.contains("<<<\na train\n>>>"), "{full}");
-        let short = text(about_steering("trains", "a", "b", "Which? {explanation}\n"));
-        assert_eq!(short, "Which? trains\n\noriginal:\na\n\nsteered:\nb");
+        assert!(full.contains("<<<\na train\n>>>") && full.contains("was changed: held at 20."), "{full}");
+        let short = text(about_steering(said("a", "b"), "Which? {explanation}\n"));
+        assert_eq!(short, "Which? trains\n\nchange:\nheld at 20\n\noriginal:\na\n\nsteered:\nb");
     }
 
     #[test]

@@ -59,9 +59,18 @@ pub struct Shown {
     pub sample: SampleId,
     /// What it was picked by; 0 for a counterexample.
     pub score: f64,
-    /// Whether it is a counterexample, in which the feature is off.
+    /// Whether it is a counterexample, in which the feature is off, or of which another part was lit than where it is on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub not: bool,
+    /// Whether a counterexample was looked for among samples in which what often comes with the feature is on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hard: bool,
+    /// Whether a judge said that the explanation fits; absent where it was not asked, or no answer of it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<bool>,
+    /// The probability that it gave to that, 0 to 1; absent where the server gave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probability: Option<f64>,
 }
 
 /// What was asked and answered.
@@ -84,6 +93,38 @@ pub struct Asked {
     pub completion_tokens: u64,
     /// From the first request to the last answer.
     pub seconds: f64,
+}
+
+impl Shown {
+    /// A sample in which the feature is on, picked by `score`.
+    pub fn example(sample: SampleId, score: f64) -> Self {
+        Self { sample, score, not: false, hard: false, verdict: None, probability: None }
+    }
+
+    /// A sample that is shown as one that does not fit.
+    pub fn counterexample(sample: SampleId) -> Self {
+        Self { not: true, ..Self::example(sample, 0.0) }
+    }
+}
+
+impl Asked {
+    /// Adds what another question about the same feature took; answers stand below each other. Times overlap: the longer one counts.
+    pub fn add(&mut self, other: Self) {
+        let Self { answer, model, prompt, asks, attempts, prompt_tokens, completion_tokens, seconds } = other;
+        if !self.answer.is_empty() && !answer.is_empty() {
+            self.answer.push('\n');
+        }
+        self.answer += answer.trim();
+        if !model.is_empty() {
+            self.model = model;
+        }
+        self.prompt = prompt;
+        self.asks += asks;
+        self.attempts += attempts;
+        self.prompt_tokens += prompt_tokens;
+        self.completion_tokens += completion_tokens;
+        self.seconds = self.seconds.max(seconds);
+    }
 }
 
 impl Record {
@@ -149,5 +190,37 @@ mod tests {
         assert_eq!(serde_json::to_string(&record).unwrap(), line);
         assert_eq!(serde_json::from_str::<Record>(line).unwrap(), record);
         assert!(serde_json::from_str::<Record>(&line.replace("feature", "features")).is_err());
+        let shown = r#"{"sample":3,"score":0.5}"#;
+        assert_eq!(serde_json::from_str::<Shown>(shown).unwrap(), Shown::example(SampleId(3), 0.5));
+        assert_eq!(serde_json::to_string(&Shown::example(SampleId(3), 0.5)).unwrap(), shown);
+        let judged = Shown { verdict: Some(false), ..Shown::counterexample(SampleId(4)) };
+        let line = r#"{"sample":4,"score":0.0,"not":true,"verdict":false}"#;
+        assert_eq!(serde_json::to_string(&judged).unwrap(), line);
+    }
+
+    #[test]
+    fn what_several_questions_took_is_summed() {
+        let one = |answer: &str, seconds: f64| Asked {
+            answer: answer.to_owned(),
+            model: "m".to_owned(),
+            prompt: "p".to_owned(),
+            asks: 1,
+            attempts: 2,
+            prompt_tokens: 30,
+            completion_tokens: 4,
+            seconds,
+        };
+        let mut all = Asked::default();
+        for asked in [one("[ANSWER]: 1\n", 0.5), Asked::default(), one("0", 0.25)] {
+            all.add(Asked { prompt: "p".to_owned(), ..asked });
+        }
+        let twice = Asked {
+            asks: 2,
+            attempts: 4,
+            prompt_tokens: 60,
+            completion_tokens: 8,
+            ..one("[ANSWER]: 1\n0", 0.5)
+        };
+        assert_eq!(all, twice);
     }
 }

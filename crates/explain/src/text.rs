@@ -57,72 +57,137 @@ pub fn text_examples(
     let mut seen = HashSet::new();
     let mut examples = Vec::new();
     for ranked in ranked {
-        let Some(window) = window(feature, tokens, ranked.sample, context)? else { continue };
+        let Some(window) = Line::read(feature, tokens, ranked.sample)?.around_peak(context) else { continue };
         if seen.insert(window.ids.clone()) {
-            let texts = pieces(tokenizer, &window.ids)
-                .map_err(|source| ExplainError::Text { sample: ranked.sample, source })?;
-            let pieces = texts.into_iter().zip(window.activations);
-            examples.push(TextExample {
-                sample: ranked.sample,
-                peak: window.peak,
-                pieces: pieces.map(|(text, activation)| Piece { text, activation }).collect(),
-            });
+            examples.push(window.written(tokenizer, ranked.sample)?);
         }
     }
     Ok(examples)
 }
 
-/// In how many samples the feature is on in the text, tokens of images aside, but no more than `enough`, where the count ends.
-pub fn count_text_up_to(feature: &FeatureSlice<'_>, enough: usize) -> usize {
-    let layout = &feature.cache().manifest().token_layout;
-    let is_on = |(sample, part): &(SampleId, FeatureSlice<'_>)| {
-        feature
-            .cache()
-            .sample(*sample)
-            .is_some_and(|record| part.iter().any(|on| !record.is_image_token(on.token, layout)))
-    };
-    feature.by_sample().filter(is_on).take(enough).count()
+/// The window around the peak of one sample, as [`text_examples`] has it; `None` if the feature is on nowhere in its text.
+///
+/// # Errors
+/// As [`text_examples`].
+pub fn text_example(
+    feature: &FeatureSlice<'_>,
+    tokens: &CachedTokens,
+    tokenizer: &Tokenizer,
+    sample: SampleId,
+    context: usize,
+) -> Result<Option<TextExample>, ExplainError> {
+    let window = Line::read(feature, tokens, sample)?.around_peak(context);
+    window.map(|window| window.written(tokenizer, sample)).transpose()
 }
 
+/// A window anywhere in the text of one sample, wherever the feature is on: `start` is given the number of windows there are and says
+/// which it is. `None` if there is no text.
+///
+/// # Errors
+/// As [`text_examples`].
+///
+/// # Panics
+/// When `start` gives a window that is not there.
+#[track_caller]
+pub fn text_window(
+    feature: &FeatureSlice<'_>,
+    tokens: &CachedTokens,
+    tokenizer: &Tokenizer,
+    sample: SampleId,
+    context: usize,
+    start: impl FnOnce(usize) -> usize,
+) -> Result<Option<TextExample>, ExplainError> {
+    let line = Line::read(feature, tokens, sample)?;
+    if line.ids.is_empty() {
+        return Ok(None);
+    }
+    let len = context.clamp(1, line.ids.len());
+    let windows = line.ids.len() - len + 1;
+    let start = start(windows);
+    assert!(start < windows, "window {start} of {windows}");
+    line.window(start, len).written(tokenizer, sample).map(Some)
+}
+
+/// In how many samples the feature is on in the text, tokens of images aside, but no more than `enough`, where the count ends.
+pub fn count_text_up_to(feature: &FeatureSlice<'_>, enough: usize) -> usize {
+    feature.by_sample().filter(|(sample, part)| is_text_on(*sample, part)).take(enough).count()
+}
+
+/// Whether the feature is on in the text of a sample, tokens of images aside.
+pub fn is_on_in_text(feature: &FeatureSlice<'_>, sample: SampleId) -> bool {
+    is_text_on(sample, &feature.in_sample(sample))
+}
+
+/// The same of the part of a feature that is the sample's.
+fn is_text_on(sample: SampleId, part: &FeatureSlice<'_>) -> bool {
+    let layout = &part.cache().manifest().token_layout;
+    let record = part.cache().sample(sample);
+    record.is_some_and(|record| part.iter().any(|on| !record.is_image_token(on.token, layout)))
+}
+
+/// The text of one sample, tokens of images left out.
+struct Line {
+    ids: Vec<u32>,
+    activations: Vec<f32>,
+}
+
+/// A part of it.
 struct Window {
     ids: Vec<u32>,
     activations: Vec<f32>,
-    peak: f32,
 }
 
-/// The window of one sample, tokens of images left out; `None` if the feature is on on no other.
-fn window(
-    feature: &FeatureSlice<'_>,
-    tokens: &CachedTokens,
-    sample: SampleId,
-    context: usize,
-) -> Result<Option<Window>, ExplainError> {
-    let cache = feature.cache();
-    let layout = &cache.manifest().token_layout;
-    let line = cache.samples().binary_search_by_key(&sample, |record| record.sample);
-    let line = line.map_err(|_| ExplainError::UnknownSample { sample })?;
-    let (record, ids) = (&cache.samples()[line], tokens.of_line(line));
-    let is_text = |token: u32| !record.is_image_token(sae_types::TokenIndex(token), layout);
-    let places: Vec<u32> = (0..ids.len() as u32).filter(|&token| is_text(token)).collect();
-    let mut values = vec![0.0; places.len()];
-    let (mut peak, mut at) = (0.0, None);
-    for activation in feature.in_sample(sample).iter() {
-        let Ok(place) = places.binary_search(&activation.token.0) else { continue };
-        values[place] = activation.value;
-        if activation.value > peak {
-            (peak, at) = (activation.value, Some(place));
+impl Line {
+    fn read(
+        feature: &FeatureSlice<'_>,
+        tokens: &CachedTokens,
+        sample: SampleId,
+    ) -> Result<Self, ExplainError> {
+        let cache = feature.cache();
+        let layout = &cache.manifest().token_layout;
+        let line = cache.samples().binary_search_by_key(&sample, |record| record.sample);
+        let line = line.map_err(|_| ExplainError::UnknownSample { sample })?;
+        let (record, ids) = (&cache.samples()[line], tokens.of_line(line));
+        let is_text = |token: u32| !record.is_image_token(sae_types::TokenIndex(token), layout);
+        let places: Vec<u32> = (0..ids.len() as u32).filter(|&token| is_text(token)).collect();
+        let mut activations = vec![0.0; places.len()];
+        for activation in feature.in_sample(sample).iter() {
+            if let Ok(place) = places.binary_search(&activation.token.0) {
+                activations[place] = activation.value;
+            }
         }
+        Ok(Self { ids: places.into_iter().map(|place| ids[place as usize]).collect(), activations })
     }
-    let Some(at) = at else { return Ok(None) };
-    let len = context.clamp(1, places.len());
-    // The peak stands in the middle, unless the text begins or ends near it.
-    let start = at.saturating_sub(len / 2).min(places.len() - len);
-    let range = start..start + len;
-    Ok(Some(Window {
-        ids: places[range.clone()].iter().map(|&place| ids[place as usize]).collect(),
-        activations: values[range].to_vec(),
-        peak,
-    }))
+
+    /// The window of `context` tokens, or all there are, around the first of the strongest; `None` if the feature is off.
+    fn around_peak(&self, context: usize) -> Option<Window> {
+        let (mut peak, mut at) = (0.0, None);
+        for (place, &value) in self.activations.iter().enumerate() {
+            if value > peak {
+                (peak, at) = (value, Some(place));
+            }
+        }
+        let at = at?;
+        let len = context.clamp(1, self.ids.len());
+        // The peak stands in the middle, unless the text begins or ends near it.
+        let start = at.saturating_sub(len / 2).min(self.ids.len() - len);
+        Some(self.window(start, len))
+    }
+
+    fn window(&self, start: usize, len: usize) -> Window {
+        let range = start..start + len;
+        Window { ids: self.ids[range.clone()].to_vec(), activations: self.activations[range].to_vec() }
+    }
+}
+
+impl Window {
+    fn written(self, tokenizer: &Tokenizer, sample: SampleId) -> Result<TextExample, ExplainError> {
+        let texts = pieces(tokenizer, &self.ids).map_err(|source| ExplainError::Text { sample, source })?;
+        let peak = self.activations.iter().copied().fold(0.0, f32::max);
+        let pieces = texts.into_iter().zip(self.activations);
+        let pieces = pieces.map(|(text, activation)| Piece { text, activation }).collect();
+        Ok(TextExample { sample, peak, pieces })
+    }
 }
 
 /// The text of each id as it reads within the whole: decoded with what stands before it, so that spaces are where they belong.

@@ -1,6 +1,8 @@
 //! [`Filters`]: the features a run is about, per hook point.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,10 +14,34 @@ use crate::{FeatureId, HookPoint};
 #[serde(from = "BTreeMap<HookPoint, Vec<FeatureId>>", into = "BTreeMap<HookPoint, Vec<FeatureId>>")]
 pub struct Filters(BTreeMap<HookPoint, Vec<FeatureId>>);
 
-/// Filters that do not fit the sparse autoencoder they are meant for.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Filters that cannot be read, or do not fit the sparse autoencoder they are meant for.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilterError {
+    /// A file that cannot be had.
+    #[error("cannot read filters {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that holds something else.
+    #[error("{} is no filters file", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Why it is none.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// Filters of nothing.
+    #[error("{} names no hook point", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
     /// A feature the autoencoder does not have.
     #[error("filters ask for feature {feature} of {hook}, which has latents 0 to {last}", last = width.saturating_sub(1))]
     BeyondWidth {
@@ -29,6 +55,26 @@ pub enum FilterError {
 }
 
 impl Filters {
+    /// Reads a filters file, which has to name a hook point. `parse` is the caller's `serde_json::from_slice`: this crate depends on
+    /// no format.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no such JSON, or names nothing.
+    pub fn read<E: Into<Box<dyn Error + Send + Sync>>>(
+        path: &Path,
+        parse: impl FnOnce(&[u8]) -> Result<Self, E>,
+    ) -> Result<Self, FilterError> {
+        let path = path.to_owned();
+        match std::fs::read(&path) {
+            Err(source) => Err(FilterError::Io { path, source }),
+            Ok(bytes) => match parse(&bytes) {
+                Err(source) => Err(FilterError::Json { path, source: source.into() }),
+                Ok(filters) if filters.is_empty() => Err(FilterError::Empty { path }),
+                Ok(filters) => Ok(filters),
+            },
+        }
+    }
+
     /// The features wanted of `hook`, ascending; `None` where the filters do not name the hook point.
     pub fn features(&self, hook: &HookPoint) -> Option<&[FeatureId]> {
         self.0.get(hook).map(Vec::as_slice)
@@ -92,5 +138,25 @@ mod tests {
             "filters ask for feature 7 of model.layers.24, which has latents 0 to 6"
         );
         assert_eq!(serde_json::to_string(&filters).unwrap(), r#"{"model.layers.24":[2,7,9]}"#);
+    }
+
+    #[test]
+    fn files_without_filters_are_named() {
+        let folder = std::env::temp_dir().join(format!("filters-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("few.json");
+        let read = || Filters::read(&path, |bytes| serde_json::from_slice(bytes));
+        assert!(read().unwrap_err().to_string().starts_with("cannot read filters "));
+        for (text, says) in [
+            ("{}", "few.json names no hook point"),
+            (r#"{"model.layers.1": 3}"#, "few.json is no filters file"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = read().unwrap_err().to_string();
+            assert!(error.ends_with(says), "{error}");
+        }
+        std::fs::write(&path, r#"{"model.layers.1": [3]}"#).unwrap();
+        assert_eq!(read().unwrap().features(&HookPoint::layer(1)), Some(&[FeatureId(3)][..]));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

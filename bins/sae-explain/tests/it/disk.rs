@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use crate::server::{Reply, Server};
+use pipeline_tests::chat::{Reply, Server};
+
 use crate::support::{Scratch, WIDTH, images, stderr};
 
 #[test]

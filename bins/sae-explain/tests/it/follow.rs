@@ -1,8 +1,8 @@
 //! `refine`, `label` and `consistency`, on this project's folders and on published files.
 
+use pipeline_tests::chat::{Reply, Server, shown};
 use serde_json::json;
 
-use crate::server::{Reply, Server, shown};
 use crate::support::{Scratch, images};
 
 const PUBLISHED: &str = r#"[{"model.layers.1_feature0": "The feature reacts to train tracks"},

@@ -4,9 +4,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use explain::{Cut, Edges, HeatMap, Masking, Outcome};
+use pipeline_tests::chat::{Reply, Server, shown};
 use serde_json::json;
 
-use crate::server::{Reply, Server, shown};
 use crate::support::{COMMON, GRID, RARE, Scratch, WIDTH, images, on, picture, stderr};
 
 /// Features in the order of their keys with what became of them.

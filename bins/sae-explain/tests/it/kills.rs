@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::server::{Reply, Server};
+use pipeline_tests::chat::{Reply, Server};
+
 use crate::support::{COMMON, Scratch, WIDTH, images};
 
 /// How often the run is killed, unless `SAE_EXPLAIN_KILLS` says otherwise.

@@ -6,7 +6,6 @@ mod follow;
 mod images;
 mod kills;
 mod refusals;
-mod server;
 mod support;
 mod text;
 mod throughput;

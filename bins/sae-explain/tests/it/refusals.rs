@@ -2,7 +2,8 @@
 
 use std::net::TcpListener;
 
-use crate::server::{Reply, Server};
+use pipeline_tests::chat::{Reply, Server};
+
 use crate::support::{Scratch, images, stderr};
 
 #[test]

@@ -6,11 +6,11 @@ use act_cache::{
     CacheDescription, CacheJob, HookDescription, PartWriter, SampleCodes, SampleRecord, Shard, merge,
 };
 use lmm_prep::Tokenizer;
+use pipeline_tests::chat::{Server, shown};
 use sae_core::{Sae, SaeConfig, SaeTensors, WeightDtype};
 use sae_types::{FeatureId, HookPoint, SampleId, SparseCodes};
 use serde_json::json;
 
-use crate::server::{Server, shown};
 use crate::support::Scratch;
 
 fn model() -> PathBuf {

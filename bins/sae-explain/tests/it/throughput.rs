@@ -15,11 +15,10 @@ use explain::{Encoding, HeatMap, Masking};
 use image::{Rgb, RgbImage};
 use lmm_prep::Filter;
 use mm_data::Dataset;
+use pipeline_tests::chat::Server;
 use sae_types::{FeatureId, HookPoint, SampleId, SparseCodes};
 use serde_json::Value;
 use stage_kit::hash_bytes;
-
-use crate::server::Server;
 
 const IMAGES: u32 = 500;
 const SIDE: u32 = 336;

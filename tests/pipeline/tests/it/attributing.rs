@@ -30,6 +30,7 @@ fn effects_are_found_written_and_drawn() {
     let scratch = scratch();
     let run = scratch.run("sae-attribute", &format!("{RUN} effects --dense"));
     assert!(run.stdout.contains("question 0: score") && run.stdout.contains("model.layers.2:"), "{run}");
+    assert!(!scratch.path("effects.parts").exists());
     let about: Value = serde_json::from_str(&scratch.read("effects/attribution.json")).unwrap();
     assert_eq!(about["method"], "one-pass");
     assert_eq!(about["hooks"], json!({"model.layers.1": 64, "model.layers.2": 64}));
@@ -45,15 +46,30 @@ fn effects_are_found_written_and_drawn() {
     for hook in ["model.layers.1", "model.layers.2"] {
         assert!((3..=6).contains(&filters[hook].as_array().unwrap().len()), "{filters}");
     }
-    assert_eq!(fs::read_dir(scratch.path("top/images")).unwrap().count(), 6);
+    let images = fs::read_dir(scratch.path("top/images")).unwrap().map(|entry| entry.unwrap().file_name());
+    let images: Vec<String> = images.map(|name| name.into_string().unwrap()).collect();
+    assert_eq!(images.len(), 6);
     let page = scratch.read("top/index.html");
     assert!(page.contains("[image]") && page.contains("red or green over blue"));
+    assert!(images.iter().all(|name| page.contains(&format!("src=\"images/{name}\""))), "{images:?}");
+    assert!(!page.contains("base64"), "the page holds no picture itself");
 
     // What was found is a shortlist for the slow methods.
     scratch.run("sae-attribute", &format!("{RUN} exact --method exact --filters top/filters.json"));
     scratch.refuses("sae-attribute", "filters exact --save-dir again", 1, &["--per-token"]);
     scratch.run("sae-attribute", &format!("{RUN} each --method ig --steps 2 --top 3"));
-    scratch.run("sae-attribute", &format!("{RUN} small --load-in-8bit"));
+    let small = scratch.run("sae-attribute", &format!("{RUN} small --load-in-8bit"));
+    assert!(!small.stderr.contains("--dtype f32"), "{small}");
+    let half = scratch.run("sae-attribute", &format!("{RUN} half --dtype bf16"));
+    assert!(half.stderr.contains("--dtype f32"), "{half}");
+    // Filters and hook points are both heeded.
+    let only = format!("{RUN} only --method exact --filters top/filters.json --hook model.layers.2");
+    scratch.run("sae-attribute", &only);
+    let about: Value = serde_json::from_str(&scratch.read("only/attribution.json")).unwrap();
+    assert_eq!(about["hooks"], json!({"model.layers.2": 64}));
+    fs::write(scratch.path("none.json"), r#"{"model.layers.1": [1], "model.layers.2": []}"#).unwrap();
+    let none = only.replace("only", "none").replace("top/filters.json", "none.json");
+    scratch.refuses("sae-attribute", &none, 2, &["no feature of model.layers.2"]);
     let check = scratch.run("sae-attribute", "check model --sae sae --data data.json --chat --top 20 --json");
     let rows: Vec<Value> = serde_json::from_str(&check.stdout).unwrap();
     assert_eq!(rows.len(), 4);
@@ -65,6 +81,49 @@ fn effects_are_found_written_and_drawn() {
         let of = |method| rows.iter().find(|row| row["hook"] == hook && row["method"] == method).unwrap();
         assert!(spearman(of("ig")) > 0.8 && spearman(of("ig")) > spearman(of("one-pass")), "{check}");
     }
+}
+
+/// What cannot come to anything is refused before the weights are read: there are none to read.
+#[test]
+fn what_is_known_at_the_start_is_said_at_the_start() {
+    let scratch = scratch();
+    let bare = scratch.path("bare");
+    fs::create_dir(&bare).unwrap();
+    for entry in fs::read_dir(scratch.path("model")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() && path.extension().is_none_or(|extension| extension != "safetensors") {
+            fs::copy(&path, bare.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let run = RUN.replace("run model", "run bare");
+    let ask = |answer: Value| {
+        let one = json!({"prompt": "is it red ?", "answer": answer});
+        let other = json!({"prompt": "is the circle red ?", "answer": "blue"});
+        fs::write(scratch.path("data.json"), json!([one, other]).to_string()).unwrap();
+    };
+    ask(json!([]));
+    scratch.refuses("sae-attribute", &format!("{run} out"), 1, &["question 0", "list of answers is empty"]);
+    ask(json!("red"));
+    scratch.refuses("sae-attribute", &format!("{run} out --dense"), 2, &["--dense", "prompts of one length"]);
+    let cases: [(&str, &[&str]); 5] = [
+        ("--method exact --features 3,64", &["--features", "64", "latents 0 to 63"]),
+        ("--steps 3", &["--steps", "--path", "--method ig"]),
+        ("--method exact --path each", &["--steps", "--path", "--method ig"]),
+        ("--top 3", &["--top", "exact", "ig"]),
+        ("--method exact --features 3 --top 3", &["--top", "exact", "ig"]),
+    ];
+    for (flags, words) in cases {
+        scratch.refuses("sae-attribute", &format!("{run} out {flags}"), 2, words);
+    }
+    let check = "check bare --sae sae --data data.json --method one-pass --steps 3";
+    scratch.refuses("sae-attribute", check, 2, &["--steps"]);
+    scratch.refuses(
+        "sae-attribute",
+        &format!("{run} out --hook model.layers.3"),
+        1,
+        &["model.layers.3", "it has"],
+    );
+    assert!(!scratch.path("out").exists());
 }
 
 #[test]
@@ -105,6 +164,34 @@ fn probes_list_features_and_write_only_what_is_asked() {
         ),
     );
     assert!(run.stdout.contains("a bright square"), "{run}");
+    // BOS does not count.
+    let all = run.stdout.split(" of ").nth(1).unwrap().split(' ').next().unwrap().parse::<usize>().unwrap();
+    assert!(run.stdout.starts_with(&format!("model.layers.2, {} of {all} tokens count", all - 1)), "{run}");
+    // What sae-explain writes; and what explains nothing that is looked at, or nothing at all.
+    fs::create_dir(scratch.path("explained")).unwrap();
+    let record = format!(
+        r#"{{"hook":"model.layers.2","feature":{feature},"outcome":{{"answered":"a dark square"}}}}"#
+    );
+    fs::write(scratch.path("explained/explanations.jsonl"), format!("{record}\n")).unwrap();
+    let run = scratch.run("sae-probe", &format!("{flags} --ranks 2..5 --explanations explained"));
+    assert!(run.stdout.contains("a dark square"), "{run}");
+    let other = format!(r#"[{{"model.layers.1_feature{feature}": "elsewhere"}}]"#);
+    fs::write(scratch.path("other.json"), other).unwrap();
+    let run = scratch.run("sae-probe", &format!("{flags} --explanations other.json"));
+    assert!(run.stderr.contains("explains no feature of model.layers.2"), "{run}");
+    scratch.refuses(
+        "sae-probe",
+        &format!("{flags} --explanations nowhere"),
+        1,
+        &["nowhere", "does not exist"],
+    );
+    fs::write(scratch.path("empty.json"), "[{}]").unwrap();
+    scratch.refuses(
+        "sae-probe",
+        &format!("{flags} --explanations empty.json"),
+        1,
+        &["empty.json", "no text"],
+    );
     assert_eq!(fs::read_dir(scratch.path("over")).unwrap().count(), 3);
     let filters: Value = serde_json::from_str(&scratch.read("filters.json")).unwrap();
     assert_eq!(filters["model.layers.2"].as_array().unwrap().len(), 3);

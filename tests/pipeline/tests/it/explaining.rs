@@ -81,6 +81,20 @@ fn the_larger_model_explains_the_smaller_one() {
         }
     }
 
+    // The same model judges whether the lit parts are what it said, in the words it was taught.
+    let fuzz = "fuzz --cache cache --dataset data --explanations explained --save-dir scores --prompt explainer/judge.txt \
+                --cut half-maximum --image-side 0 --image-format png --positives 4 --negatives 4 --min-activating 2";
+    let run = scratch.run("sae-score", &format!("{fuzz} --endpoint {}", server.endpoint));
+    let summary: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(summary["answered"].as_u64() > Some(0) && summary["unparsed"] == 0, "{summary}");
+    assert_eq!(summary["failed"], 0, "{summary}");
+    let scores = scratch.json("scores/fuzz.json");
+    for feature in scores["features"].as_array().unwrap() {
+        // It says 1 or 0 of every part, and the server how sure it is.
+        assert!(feature["unparsed"] == 0 && feature["auc"].is_f64(), "{feature}");
+        assert!(feature["n"].as_u64() >= Some(2) && feature["balanced_accuracy"].is_f64(), "{feature}");
+    }
+
     // All is done: nothing is asked again, and nothing changes.
     let again = scratch.run("sae-explain", &format!("{arguments} --resume"));
     let summary: Value = serde_json::from_str(&again.stdout).unwrap();

@@ -15,6 +15,8 @@ mod flags;
 mod formats;
 mod inspect;
 mod interruption;
+mod judge;
 mod resume;
+mod scores;
 mod training;
 mod whole_way;

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
 use chat_client::Totals;
 use explain::{Outcome, Record};
 use serde::Serialize;
 use stage_kit::RunManifest;
 
-use explain_kit::Server;
+use crate::error::Trying;
+use crate::{ExplainKitError, Server};
 
 /// What became of the features so far.
 #[derive(Debug, Default)]
@@ -67,9 +67,9 @@ impl Counters {
     }
 }
 
-/// What came of a run.
+/// What came of a run; as JSON its counts, tokens and speed.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Summary {
+pub struct Summary {
     model: String,
     /// Features that earlier runs had done.
     before: u64,
@@ -133,14 +133,14 @@ impl Summary {
     }
 
     /// Tells the log; fails where nothing came of the run but failures.
-    pub(crate) fn judge(&self) -> Result<()> {
+    pub(crate) fn judge(&self) -> Result<(), ExplainKitError> {
         let Self { before, answered, unable, unparsed, skipped, failed, .. } = self;
         tracing::info!(
             "{answered} answered, {unable} unable, {unparsed} unparsed, {skipped} skipped, {failed} failed, {before} done before"
         );
         let Some(first) = &self.first_failure else { return Ok(()) };
         if answered + unable + unparsed == 0 {
-            bail!("nothing was answered, {failed} features failed; the first: {first}");
+            return Err(ExplainKitError::NothingAnswered { failed: *failed, first: first.clone() });
         }
         tracing::warn!(
             "{failed} features failed: ask again with --resume --retry-failed; the first: {first}"
@@ -149,7 +149,10 @@ impl Summary {
     }
 
     /// Prints one JSON object, with what a stage has to add.
-    pub(crate) fn print(&self, more: &impl Serialize) -> Result<()> {
+    ///
+    /// # Errors
+    /// When standard output takes nothing, or `more` is no JSON object.
+    pub fn print(&self, more: &impl Serialize) -> Result<(), ExplainKitError> {
         #[derive(Serialize)]
         struct Whole<'a, T> {
             #[serde(flatten)]
@@ -157,12 +160,12 @@ impl Summary {
             #[serde(flatten)]
             more: &'a T,
         }
-        let mut out = stage_kit::stdout();
-        writeln!(out, "{}", serde_json::to_string(&Whole { summary: self, more })?)?;
-        Ok(())
+        let cannot = || "cannot print the summary".to_owned();
+        let line = serde_json::to_string(&Whole { summary: self, more }).trying(cannot)?;
+        writeln!(stage_kit::stdout(), "{line}").trying(cannot)
     }
 }
 
 /// Nothing to add to a summary.
-#[derive(Serialize)]
-pub(crate) struct Nothing {}
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Nothing {}

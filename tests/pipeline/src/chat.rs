@@ -1,5 +1,11 @@
 //! A chat server on loopback that answers what a test tells it to.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
@@ -11,14 +17,17 @@ use image::RgbImage;
 use serde_json::{Value, json};
 
 /// What the server says to a request.
-pub(crate) struct Reply {
-    pub(crate) status: u16,
-    pub(crate) body: String,
+#[derive(Debug)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// JSON.
+    pub body: String,
 }
 
 impl Reply {
     /// An answer of the model.
-    pub(crate) fn answer(text: &str) -> Self {
+    pub fn answer(text: &str) -> Self {
         let body = json!({
             "model": "served",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
@@ -27,7 +36,25 @@ impl Reply {
         Self { status: 200, body: body.to_string() }
     }
 
-    pub(crate) fn error(status: u16, message: &str) -> Self {
+    /// An answer of one token, with the probabilities of the likeliest ones.
+    pub fn token(text: &str, top: &[(&str, f64)]) -> Self {
+        let logprob = |text: &str| top.iter().find(|(top, _)| *top == text).map_or(-9999.0, |(_, p)| p.ln());
+        let top: Vec<Value> = top.iter().map(|(text, p)| json!({"token": text, "logprob": p.ln()})).collect();
+        let token = json!({"token": text, "logprob": logprob(text), "top_logprobs": top});
+        let body = json!({
+            "model": "served",
+            "choices": [{
+                "index": 0,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": "stop",
+                "logprobs": {"content": [token]},
+            }],
+        });
+        Self { status: 200, body: body.to_string() }
+    }
+
+    /// A refusal, or a server that is not well.
+    pub fn error(status: u16, message: &str) -> Self {
         Self { status, body: json!({"error": {"message": message}}).to_string() }
     }
 }
@@ -35,9 +62,16 @@ impl Reply {
 type Answers = dyn Fn(usize, &Value) -> Reply + Send + Sync;
 
 /// The server. Requests are numbered from 0 in the order they came.
-pub(crate) struct Server {
-    pub(crate) address: SocketAddr,
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
     state: Arc<State>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Server({})", self.address)
+    }
 }
 
 struct State {
@@ -54,16 +88,18 @@ struct State {
 }
 
 impl Server {
-    pub(crate) fn start(answers: impl Fn(usize, &Value) -> Reply + Send + Sync + 'static) -> Self {
+    /// Starts it; `answers` is given the number of a request and its body.
+    pub fn start(answers: impl Fn(usize, &Value) -> Reply + Send + Sync + 'static) -> Self {
         Self::start_at("127.0.0.1:0".parse().unwrap(), &["served"], answers)
     }
 
     /// Always the same answer.
-    pub(crate) fn says(text: &'static str) -> Self {
+    pub fn says(text: &'static str) -> Self {
         Self::start(move |_, _| Reply::answer(text))
     }
 
-    pub(crate) fn start_at(
+    /// The same at an address and with a list of models.
+    pub fn start_at(
         address: SocketAddr,
         models: &[&'static str],
         answers: impl Fn(usize, &Value) -> Reply + Send + Sync + 'static,
@@ -72,7 +108,7 @@ impl Server {
     }
 
     /// Reads requests whole and answers at once, without looking into them.
-    pub(crate) fn instant() -> Self {
+    pub fn instant() -> Self {
         let answers = |_: usize, _: &Value| Reply::answer("[EXPLANATION]: a red circle");
         Self::launch("127.0.0.1:0".parse().unwrap(), &["served"], false, Box::new(answers))
     }
@@ -103,30 +139,33 @@ impl Server {
         Self { address, state }
     }
 
-    pub(crate) fn endpoint(&self) -> String {
+    /// What `--endpoint` takes.
+    pub fn endpoint(&self) -> String {
         format!("http://{}/v1", self.address)
     }
 
     /// How many chat requests came whole.
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.state.count.load(Ordering::SeqCst)
     }
 
     /// From now on the list of models is answered with this status.
-    pub(crate) fn models_answer(&self, status: u16) {
+    pub fn models_answer(&self, status: u16) {
         self.state.models_status.store(status, Ordering::SeqCst);
     }
 
-    pub(crate) fn seen(&self) -> Vec<Value> {
+    /// The bodies that came so far.
+    pub fn seen(&self) -> Vec<Value> {
         self.state.seen.lock().unwrap().clone()
     }
 
-    pub(crate) fn heads(&self) -> Vec<String> {
+    /// Their heads.
+    pub fn heads(&self) -> Vec<String> {
         self.state.heads.lock().unwrap().clone()
     }
 
     /// Stops answering and listening; the address is free when this returns.
-    pub(crate) fn stop(self) -> SocketAddr {
+    pub fn stop(self) -> SocketAddr {
         self.state.stop.store(true, Ordering::SeqCst);
         let _ = TcpStream::connect(self.address);
         while TcpStream::connect(self.address).is_ok() {
@@ -137,7 +176,7 @@ impl Server {
 }
 
 /// The pictures of a request, decoded, and its words.
-pub(crate) fn shown(request: &Value) -> (Vec<RgbImage>, String) {
+pub fn shown(request: &Value) -> (Vec<RgbImage>, String) {
     let content = &request["messages"][0]["content"];
     if let Some(text) = content.as_str() {
         return (Vec::new(), text.to_owned());

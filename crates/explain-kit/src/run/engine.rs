@@ -3,22 +3,23 @@
 use std::cell::Cell;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result};
-use chat_client::ChatMessage;
+use chat_client::{ChatError, ChatMessage};
 use explain::parse::Answer;
 use explain::{FeatureKey, Outcome, Record, Shown};
-use stage_kit::{Interrupt, Interrupted, Progress, RunManifest, prefetch};
+use stage_kit::{CommonArgs, Interrupt, Interrupted, Progress, RunManifest, prefetch};
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::folder::{Folder, Records};
-use crate::summary::{Counters, Summary};
-use explain_kit::Selection;
-use explain_kit::Server;
+use crate::error::Trying;
+use crate::run::folder::{Folder, Records, Stage};
+use crate::run::summary::{Counters, Summary};
+use crate::run::texts::Texts;
+use crate::{ExplainKitError, Instruction, RunArgs, Selection, Server, ServerArgs, settings};
 
 /// No more questions than this wait ready, whatever the concurrency: each holds its pictures.
 const MOST_AHEAD: usize = 64;
@@ -28,7 +29,8 @@ const LOOK_UP: Duration = Duration::from_millis(100);
 const LAST_WAIT: Duration = Duration::from_secs(30);
 
 /// A feature made ready.
-pub(crate) enum Prepared {
+#[derive(Debug)]
+pub enum Prepared {
     /// To be asked about.
     Ask(Question),
     /// Known without asking: passed over or failed.
@@ -36,24 +38,117 @@ pub(crate) enum Prepared {
 }
 
 /// What is asked about a feature.
-pub(crate) struct Question {
-    pub(crate) key: FeatureKey,
-    pub(crate) messages: Vec<ChatMessage>,
-    pub(crate) shown: Vec<Shown>,
-    /// The hash of the instructions.
-    pub(crate) prompt: String,
+#[derive(Debug)]
+pub struct Question {
+    /// The feature.
+    pub key: FeatureKey,
+    /// What is asked side by side.
+    pub parts: Vec<Part>,
+    /// The start of the hash of the instructions.
+    pub prompt: String,
+}
+
+/// One request.
+#[derive(Debug)]
+pub struct Part {
+    /// What is said and shown.
+    pub messages: Vec<ChatMessage>,
+    /// The samples that are shown.
+    pub shown: Vec<Shown>,
+}
+
+impl Question {
+    /// A question of one part.
+    pub fn one(key: &FeatureKey, messages: Vec<ChatMessage>, shown: Vec<Shown>, prompt: String) -> Self {
+        Self { key: key.clone(), parts: vec![Part { messages, shown }], prompt }
+    }
+}
+
+/// A way of asking about a feature, and what is made of the answers.
+pub trait Ask: Send + Sync + 'static {
+    /// Asks, and gives what becomes of the feature.
+    ///
+    /// # Errors
+    /// When every other question would fail as well.
+    fn ask(
+        &self,
+        server: &Server,
+        question: Question,
+    ) -> impl Future<Output = Result<Record, ChatError>> + Send;
+}
+
+/// Asks one question, whose answer is read by this and is the outcome; the second argument is false of an answer that broke off. Of
+/// a question of several parts it asks the first.
+#[derive(Clone, Copy, Debug)]
+pub struct Once(pub fn(&str, bool) -> Answer);
+
+impl Ask for Once {
+    async fn ask(&self, server: &Server, question: Question) -> Result<Record, ChatError> {
+        let Question { key, mut parts, prompt } = question;
+        parts.truncate(1);
+        let Some(Part { messages, shown }) = parts.pop() else {
+            return Ok(Record::of(&key, Outcome::Skipped("there is nothing to ask".to_owned())));
+        };
+        let (outcome, asked) = server.ask(messages, prompt, self.0).await?;
+        Ok(Record { shown, asked: Some(asked), ..Record::of(&key, outcome) })
+    }
+}
+
+/// What a stage does, where, and as which flags have it.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// For the progress bar: `explaining`.
+    pub label: &'static str,
+    /// Its files.
+    pub stage: Stage,
+    /// The folder it writes.
+    pub path: &'a Path,
+    /// What to do with an earlier run's.
+    pub run: &'a RunArgs,
+    /// Whom it asks.
+    pub server: &'a ServerArgs,
+    /// What it asks.
+    pub instruction: &'a Instruction,
+    /// The seed, and which worker this is.
+    pub common: &'a CommonArgs,
 }
 
 /// A stage, ready to run.
-pub(crate) struct Job {
-    /// For the progress bar: `explaining`.
-    pub(crate) label: &'static str,
-    pub(crate) selection: Selection,
-    pub(crate) folder: Folder,
-    pub(crate) server: Server,
-    pub(crate) runtime: Runtime,
-    pub(crate) concurrency: NonZeroUsize,
-    pub(crate) read: fn(&str, bool) -> Answer,
+#[derive(Debug)]
+pub struct Job<A> {
+    label: &'static str,
+    selection: Selection,
+    folder: Folder,
+    server: Server,
+    runtime: Runtime,
+    concurrency: NonZeroUsize,
+    ask: A,
+}
+
+impl<A: Ask> Job<A> {
+    /// Waits for the server and opens the folder. `selection` is what is asked about, and `texts` what was said of it before, if
+    /// the questions are about that. `manifest` has all settings that decide an answer but those of the server, which are added.
+    ///
+    /// # Errors
+    /// When the server does not come, the folder is another run's, or it cannot be read.
+    pub fn open(
+        plan: Plan<'_>,
+        ask: A,
+        selection: Selection,
+        texts: Texts,
+        manifest: &mut RunManifest,
+    ) -> Result<Self, ExplainKitError> {
+        let Plan { label, stage, path, run, server: args, instruction, common } = plan;
+        let world = common.world().map_err(ExplainKitError::Usage)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .trying(|| "cannot start the threads that send".to_owned())?;
+        let server = Server::connect(args, common.seed, &runtime)?;
+        manifest.settings.extend(settings(args, &server.model, instruction, common.seed));
+        let folder = Folder::open(path, stage, run, world, &selection, texts, manifest)?;
+        Ok(Self { label, selection, folder, server, runtime, concurrency: args.concurrency, ask })
+    }
 }
 
 /// What the tasks on the runtime share with the loop.
@@ -61,17 +156,9 @@ struct Shared {
     folder: Folder,
     server: Server,
     counters: Counters,
-    read: fn(&str, bool) -> Answer,
     /// Why nothing more is to be asked.
-    halt: Mutex<Option<Error>>,
+    halt: Mutex<Option<ExplainKitError>>,
     halted: AtomicBool,
-}
-
-pub(crate) fn runtime() -> Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the threads that send")
 }
 
 /// Asks about every feature of the job that is not done yet, and lets `make` write the folder's files.
@@ -79,24 +166,19 @@ pub(crate) fn runtime() -> Result<Runtime> {
 /// # Errors
 /// When the server is gone or refuses everything, nothing but failures came of it, the ledger cannot be written, or a signal
 /// came. What was answered is recorded and the files are written all the same.
-pub(crate) fn run<T>(
-    job: Job,
+pub fn run<T, E: From<ExplainKitError>>(
+    job: Job<impl Ask>,
     mut manifest: RunManifest,
     prepare: impl Fn(&FeatureKey) -> Result<Prepared, Outcome> + Send + Sync + 'static,
-    make: impl FnOnce(&Folder, Records<'_>) -> Result<T>,
-) -> Result<(Summary, T)> {
+    make: impl FnOnce(&Folder, Records<'_>) -> Result<T, E>,
+) -> Result<(Summary, T), E> {
     let interrupt = Interrupt::defer();
     let started = Instant::now();
-    let Job { label, selection, folder, server, runtime, concurrency, read } = job;
+    let Job { label, selection, folder, server, runtime, concurrency, ask } = job;
+    let ask = Arc::new(ask);
     let counters = Counters::default();
-    let shared = Arc::new(Shared {
-        folder,
-        server,
-        counters,
-        read,
-        halt: Mutex::new(None),
-        halted: AtomicBool::new(false),
-    });
+    let shared =
+        Arc::new(Shared { folder, server, counters, halt: Mutex::new(None), halted: AtomicBool::new(false) });
     let bar = Bar::new(label, selection.len() as u64, Arc::clone(&shared));
     let left = {
         let shared = Arc::clone(&shared);
@@ -117,9 +199,12 @@ pub(crate) fn run<T>(
             }
             Prepared::Ask(question) => question,
         };
+        // No more requests are on their way than there are places, but a feature of many takes half of them, so that the next one's
+        // begin while the last of this one's are waited for.
+        let wanted = question.parts.len().min(concurrency.get()).div_ceil(2).max(1) as u32;
         let place = loop {
             bar.show();
-            match wait(&runtime, &places, 1) {
+            match wait(&runtime, &places, wanted) {
                 // The place may be that of the question that told to stop.
                 _ if stops() => break None,
                 Some(place) => break Some(place),
@@ -127,9 +212,12 @@ pub(crate) fn run<T>(
             }
         };
         let Some(place) = place else { break };
-        let shared = Arc::clone(&shared);
+        let (shared, ask) = (Arc::clone(&shared), Arc::clone(&ask));
         runtime.spawn(async move {
-            shared.ask(question).await;
+            match ask.ask(&shared.server, question).await {
+                Ok(record) => shared.record(&record),
+                Err(error) => shared.halt(error.into()),
+            }
             drop(place);
         });
     }
@@ -150,14 +238,15 @@ pub(crate) fn run<T>(
     let summary = Summary::of(&shared.counters, &shared.server, started.elapsed());
     summary.note(&mut manifest);
     let written = shared.folder.write(&mut manifest, make);
-    let path = shared.folder.path.display();
+    let path = shared.folder.path().display();
     if let Some(error) = shared.halt.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        return Err(error.context(format!("stopped; what was answered is in {path}: go on with --resume")));
+        let context = format!("stopped; what was answered is in {path}: go on with --resume");
+        return Err(ExplainKitError::within(context, error).into());
     }
     let made = written?;
     if let Some(signal) = interrupt.signal() {
-        return Err(Interrupted(signal))
-            .with_context(|| format!("what was answered is in {path}: go on with --resume"));
+        let context = format!("what was answered is in {path}: go on with --resume");
+        return Err(ExplainKitError::within(context, Interrupted(signal)).into());
     }
     summary.judge()?;
     Ok((summary, made))
@@ -175,12 +264,15 @@ fn sound(key: &FeatureKey, prepare: impl Fn(&FeatureKey) -> Result<Prepared, Out
         }
     };
     match &prepared {
-        Prepared::Ask(question) => match question.shown.iter().find(|shown| !shown.score.is_finite()) {
-            None => prepared,
-            Some(shown) => {
-                failed(format!("its activations in sample {} are no finite numbers", shown.sample))
+        Prepared::Ask(question) => {
+            let mut shown = question.parts.iter().flat_map(|part| &part.shown);
+            match shown.find(|shown| !shown.score.is_finite()) {
+                None => prepared,
+                Some(shown) => {
+                    failed(format!("its activations in sample {} are no finite numbers", shown.sample))
+                }
             }
-        },
+        }
         Prepared::Known(_) => prepared,
     }
 }
@@ -208,16 +300,6 @@ impl Shared {
         }
     }
 
-    async fn ask(&self, question: Question) {
-        let Question { key, messages, shown, prompt } = question;
-        match self.server.ask(messages, prompt, self.read).await {
-            Ok((outcome, asked)) => {
-                self.record(&Record { shown, asked: Some(asked), ..Record::of(&key, outcome) });
-            }
-            Err(error) => self.halt(error.into()),
-        }
-    }
-
     fn record(&self, record: &Record) {
         match self.folder.add(record) {
             Ok(()) => self.counters.count(record),
@@ -226,7 +308,7 @@ impl Shared {
     }
 
     /// The first reason to stop counts.
-    fn halt(&self, error: Error) {
+    fn halt(&self, error: ExplainKitError) {
         self.halt.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.halted.store(true, Ordering::SeqCst);
     }
@@ -278,11 +360,9 @@ mod tests {
     #[test]
     fn panics_and_numbers_that_are_none_fail_their_feature() {
         assert!(failure(|key| panic!("row {}", key.feature)).ends_with(": row 7"));
-        let shown = Shown { sample: SampleId(3), score: f64::NAN, not: false };
-        let reason = failure(move |key| {
-            let (messages, prompt) = (Vec::new(), String::new());
-            Ok(Prepared::Ask(Question { key: key.clone(), messages, shown: vec![shown], prompt }))
-        });
+        let shown = Shown::example(SampleId(3), f64::NAN);
+        let reason =
+            failure(move |key| Ok(Prepared::Ask(Question::one(key, Vec::new(), vec![shown], String::new()))));
         assert!(reason.contains("sample 3"), "{reason}");
     }
 }

@@ -1,17 +1,22 @@
 //! [`Pictures`]: the images of a data set, decoded and fitted, those used last kept in a stated number of bytes.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use act_cache::Cache;
-use anyhow::{Context, Result, ensure};
 use explain::Fit;
 use image::RgbImage;
 use mm_data::Dataset;
 use sae_types::SampleId;
 use stage_kit::hash_bytes;
 
-pub(crate) struct Pictures {
+use crate::ExplainKitError;
+use crate::error::Trying;
+
+/// The images of a cache's data set. Threads may share it.
+#[derive(Debug)]
+pub struct Pictures {
     cache: &'static Cache,
     dataset: Dataset,
     fit: Fit,
@@ -21,7 +26,7 @@ pub(crate) struct Pictures {
 }
 
 /// Pictures in two generations: when the younger is full it becomes the elder, and what was not asked for since is dropped.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Kept {
     younger: HashMap<SampleId, Arc<RgbImage>>,
     elder: HashMap<SampleId, Arc<RgbImage>>,
@@ -29,16 +34,20 @@ struct Kept {
 }
 
 impl Pictures {
-    pub(crate) fn new(cache: &'static Cache, dataset: Dataset, fit: Fit, bytes: usize) -> Self {
+    /// Pictures in a size, of which `bytes` are kept for when they are asked for again.
+    pub fn new(cache: &'static Cache, dataset: Dataset, fit: Fit, bytes: usize) -> Self {
         Self { cache, dataset, fit, budget: bytes / 2, kept: Mutex::default() }
     }
 
     /// The first image of a sample, upright as the model saw it, in the size it is shown in.
-    pub(crate) fn get(&self, sample: SampleId) -> Result<Arc<RgbImage>> {
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not the one the cache was made of.
+    pub fn get(&self, sample: SampleId) -> Result<Arc<RgbImage>, ExplainKitError> {
         if let Some(picture) = self.kept(|kept| kept.find(sample, self.budget)) {
             return Ok(picture);
         }
-        let picture = Arc::new(self.load(sample).with_context(|| format!("sample {sample}"))?);
+        let picture = Arc::new(self.load(sample).trying(|| format!("sample {sample}"))?);
         self.kept(|kept| kept.add(sample, &picture, self.budget));
         Ok(picture)
     }
@@ -47,16 +56,17 @@ impl Pictures {
         use_it(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn load(&self, sample: SampleId) -> Result<RgbImage> {
+    fn load(&self, sample: SampleId) -> Result<RgbImage, Box<dyn Error + Send + Sync>> {
         let n = self.dataset.len();
-        ensure!(sample.index() < n, "the data set has only {n} records");
+        if sample.index() >= n {
+            return Err(format!("the data set has only {n} records").into());
+        }
         let record = self.dataset.get(sample.index())?;
-        let image = record.images.first().context("the record has no image")?;
+        let image = record.images.first().ok_or("the record has no image")?;
         let then = self.cache.sample(sample).and_then(|record| record.image_sha256.as_deref());
-        ensure!(
-            then.is_none_or(|then| then == hash_bytes(&image.bytes)),
-            "the record shows another image than when the cache was made"
-        );
+        if then.is_some_and(|then| then != hash_bytes(&image.bytes)) {
+            return Err("the record shows another image than when the cache was made".into());
+        }
         Ok(self.fit.apply(lmm_prep::decode_image_upright(&image.bytes)?))
     }
 }

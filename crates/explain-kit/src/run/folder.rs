@@ -4,36 +4,34 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result};
 use chat_client::{Ledger, LedgerError, LedgerFile};
-use explain::parse::UNABLE;
-use explain::{FeatureKey, Outcome, Record, write_published};
+use explain::{FeatureKey, Record};
 use sae_types::HookPoint;
-use stage_kit::{RunManifest, UsageError, World};
+use stage_kit::{RunManifest, World};
 
-use crate::about::Texts;
-use crate::earlier::clear;
-use explain_kit::RunArgs;
-use explain_kit::Selection;
-use explain_kit::compare;
-use explain_kit::{Ledgers, best_of, file_name, files};
+use crate::error::Trying;
+use crate::run::earlier::clear;
+use crate::run::texts::Texts;
+use crate::{
+    EXPLANATIONS, Entry, ExplainKitError, Ledgers, RunArgs, Selection, best_of, compare, file_name, files,
+};
 
 /// A stage by its files.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Stage {
+pub struct Stage {
     /// Of the ledger: `explanations`.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// Of the files written from it, one per hook point, behind the hook point's name; `None` where it is one file, `NAME.json`.
-    pub(crate) suffix: Option<&'static str>,
+    pub suffix: Option<&'static str>,
+    /// The flag that names the folder: `--explanation-dir`.
+    pub flag: &'static str,
 }
 
-pub(crate) const EXPLANATIONS: Stage = Stage { name: explain_kit::EXPLANATIONS, suffix: Some("") };
-
 /// Where the pictures that were shown lie, if they are kept.
-pub(crate) const IMAGES: &str = "images";
+pub const IMAGES: &str = "images";
 
 /// Records ascending by feature, one each, of those that count.
-pub(crate) type Records<'a> = &'a mut dyn Iterator<Item = Result<Record>>;
+pub type Records<'a, R = Record> = &'a mut dyn Iterator<Item = Result<R, ExplainKitError>>;
 
 impl Stage {
     /// What is written from the ledger of records of these hook points.
@@ -43,27 +41,36 @@ impl Stage {
         hooks: impl Iterator<Item = &'h HookPoint>,
     ) -> Vec<PathBuf> {
         match self.suffix {
-            Some(suffix) => hooks.map(|hook| folder.join(published_name(hook, suffix))).collect(),
+            Some(_) => hooks.map(|hook| self.written_of(folder, hook)).collect(),
             None => vec![folder.join(format!("{}.json", self.name))],
         }
     }
+
+    /// The file of a hook point.
+    pub fn written_of(self, folder: &Path, hook: &HookPoint) -> PathBuf {
+        folder.join(format!("{}{}.json", hook.file_stem(), self.suffix.unwrap_or_default()))
+    }
 }
 
+/// The output of a stage: its ledgers, one per worker, and what is written from them.
 #[derive(Debug)]
-pub(crate) struct Folder {
-    pub(crate) path: PathBuf,
+pub struct Folder<R = Record> {
+    path: PathBuf,
     stage: Stage,
     world: World,
-    ledger: Mutex<Ledger<FeatureKey, Record>>,
+    ledger: Mutex<Ledger<FeatureKey, R>>,
     /// The other workers', as they were when this one started.
-    others: Ledgers,
+    others: Ledgers<R>,
     retry_failed: bool,
     texts: Texts,
 }
 
-impl Folder {
+impl<R: Entry> Folder<R> {
     /// Opens the folder for a run with `manifest` about `texts`, whose settings must be those of the run that began it.
-    pub(crate) fn open(
+    ///
+    /// # Errors
+    /// When it is another's, holds what these flags do not go on with, or cannot be read or written.
+    pub fn open(
         path: &Path,
         stage: Stage,
         args: &RunArgs,
@@ -71,9 +78,8 @@ impl Folder {
         selection: &Selection,
         texts: Texts,
         manifest: &mut RunManifest,
-    ) -> Result<Self> {
-        std::fs::create_dir_all(path)
-            .with_context(|| format!("cannot make the folder {}", path.display()))?;
+    ) -> Result<Self, ExplainKitError> {
+        std::fs::create_dir_all(path).trying(|| format!("cannot make the folder {}", path.display()))?;
         let run_json = run_file(path, stage);
         let own = path.join(file_name(stage.name, world));
         let mut file = None;
@@ -81,9 +87,9 @@ impl Folder {
             if world.size > 1 {
                 let problem =
                     "several workers cannot agree on --overwrite: remove the folder, and start them without";
-                return Err(UsageError::new(problem).into());
+                return Err(ExplainKitError::usage(problem));
             }
-            file = clear(path, stage, &own)?;
+            file = clear::<R>(path, stage, &own)?;
         } else {
             refuse_foreign(path, stage, selection)?;
         }
@@ -95,7 +101,7 @@ impl Folder {
                 path.display(),
                 stage.name
             );
-            return Err(UsageError::new(problem).into());
+            return Err(ExplainKitError::usage(problem));
         }
         // Of workers that begin together one writes it.
         if run_json.exists() || !manifest.write_new(&run_json)? {
@@ -107,109 +113,92 @@ impl Folder {
             path: path.to_owned(),
             stage,
             world,
-            ledger: Mutex::new(file.read(Record::key)?),
+            ledger: Mutex::new(file.read(R::key)?),
             others: Ledgers::read(&others)?,
             retry_failed: args.retry_failed,
             texts,
         })
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger<FeatureKey, Record>> {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whose it is.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger<FeatureKey, R>> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a feature needs nothing more.
-    pub(crate) fn is_done(&self, key: &FeatureKey) -> Result<bool> {
-        let counts = |record: &Record| self.texts.counts(record);
+    ///
+    /// # Errors
+    /// When a ledger cannot be read.
+    pub fn is_done(&self, key: &FeatureKey) -> Result<bool, ExplainKitError> {
+        let counts = |record: &R| self.texts.counts(record);
         let own = self.ledger().get(key)?.filter(counts);
         let record = best_of(self.others.get(key, &counts)?, own);
-        let is_failed = |record: &Record| matches!(record.outcome, Outcome::Failed(_) | Outcome::Unparsed);
-        Ok(record.is_some_and(|record| !(self.retry_failed && is_failed(&record))))
+        Ok(record.is_some_and(|record| !(self.retry_failed && record.is_failed())))
     }
 
     /// Records what became of a feature, and the text it was asked about.
-    pub(crate) fn add(&self, record: &Record) -> Result<(), LedgerError> {
+    ///
+    /// # Errors
+    /// When the ledger cannot be written.
+    pub fn add(&self, record: &R) -> Result<(), LedgerError> {
         let key = record.key();
-        let record = Record { about: self.texts.about(&key), ..record.clone() };
+        let mut record = record.clone();
+        record.set_about(self.texts.about(&key));
         self.ledger().add(key, &record)
     }
 
     /// Lets `make` write what is made of the records of every worker as they are now, and writes the manifest.
-    pub(crate) fn write<T>(
+    ///
+    /// # Errors
+    /// With what `make` fails with, or when the manifest cannot be written.
+    pub fn write<T, E: From<ExplainKitError>>(
         &self,
         manifest: &mut RunManifest,
-        make: impl FnOnce(&Self, Records<'_>) -> Result<T>,
-    ) -> Result<T> {
+        make: impl FnOnce(&Self, Records<'_, R>) -> Result<T, E>,
+    ) -> Result<T, E> {
         let run_json = run_file(&self.path, self.stage);
         // Of workers that end together the last to write must have read what the others wrote.
-        let lock = File::open(&run_json).with_context(|| format!("cannot open {}", run_json.display()))?;
-        lock.lock().with_context(|| format!("cannot lock {}", run_json.display()))?;
-        let ledgers = Ledgers::read(&files(&self.path, self.stage.name)?)?;
-        let made =
-            make(self, &mut ledgers.records(&|record| self.texts.counts(record)).map(|record| Ok(record?)))?;
+        let lock = File::open(&run_json).trying(|| format!("cannot open {}", run_json.display()))?;
+        lock.lock().trying(|| format!("cannot lock {}", run_json.display()))?;
+        let ledgers = Ledgers::<R>::read(&files(&self.path, self.stage.name)?)?;
+        let made = make(self, &mut ledgers.records(&|record| self.texts.counts(record)))?;
         drop(lock);
         let file = match self.world {
             World { size: 1, .. } => run_json,
             World { rank, .. } => run_json.with_extension(format!("rank-{rank}.json")),
         };
-        manifest.write(&file)?;
+        manifest.write(&file).map_err(ExplainKitError::from)?;
         Ok(made)
-    }
-
-    /// Writes one file per hook point in multimodal-sae's form.
-    pub(crate) fn publish(&self, records: Records<'_>) -> Result<()> {
-        let suffix = self.stage.suffix.unwrap_or_default();
-        let mut records = records.peekable();
-        while let Some(first) = records.peek() {
-            let Ok(first) = first else { break };
-            let hook = first.hook.clone();
-            let of_hook =
-                |record: &Result<Record>| record.as_ref().map_or(true, |record| record.hook == hook);
-            let texts =
-                std::iter::from_fn(|| records.next_if(of_hook)).filter_map(|record| text(record).transpose());
-            write_published(&self.path.join(published_name(&hook, suffix)), texts)?;
-        }
-        records.next().transpose()?;
-        Ok(())
     }
 }
 
 /// Refuses a folder with files of the names to be written that no run of this stage wrote, such as published ones.
-fn refuse_foreign(folder: &Path, stage: Stage, selection: &Selection) -> Result<()> {
+fn refuse_foreign(folder: &Path, stage: Stage, selection: &Selection) -> Result<(), ExplainKitError> {
     // They are looked for first: a worker that is just beginning writes its manifest before anything else.
     let written = stage.written(folder, selection.hooks()).into_iter().find(|path| path.exists());
     let Some(written) = written else { return Ok(()) };
     if run_file(folder, stage).exists() || !files(folder, stage.name)?.is_empty() {
         return Ok(());
     }
-    let problem = format!(
-        "{} is there and was not written by this: name another folder with --explanation-dir, or replace it with --overwrite",
-        written.display()
-    );
-    Err(UsageError::new(problem).into())
-}
-
-/// What a published file says of a record; nothing where there is no explanation.
-fn text(record: Result<Record>) -> Result<Option<(FeatureKey, String)>> {
-    let record = record?;
-    let key = record.key();
-    Ok(match record.outcome {
-        Outcome::Answered(text) => Some((key, text)),
-        Outcome::Unable => Some((key, UNABLE.to_owned())),
-        Outcome::Unparsed | Outcome::Skipped(_) | Outcome::Failed(_) => None,
-    })
-}
-
-fn published_name(hook: &HookPoint, suffix: &str) -> String {
-    format!("{}{suffix}.json", hook.file_stem())
+    Err(ExplainKitError::usage(format!(
+        "{} is there and was not written by this: name another folder with {}, or replace it with --overwrite",
+        written.display(),
+        stage.flag
+    )))
 }
 
 /// `run.json` of explanations, `refined.run.json` and so on of what follows them.
 pub(crate) fn run_file(folder: &Path, stage: Stage) -> PathBuf {
-    let name = if stage.name == EXPLANATIONS.name {
-        "run.json".to_owned()
-    } else {
-        format!("{}.run.json", stage.name)
-    };
+    let name =
+        if stage.name == EXPLANATIONS { "run.json".to_owned() } else { format!("{}.run.json", stage.name) };
     folder.join(name)
 }
