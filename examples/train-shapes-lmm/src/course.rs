@@ -19,8 +19,8 @@ use crate::patch_words::PatchWordScores;
 /// Steps over which the learning rate rises.
 const RISE: f64 = 150.0;
 /// Steps between two lines of the log, and between two saved states.
-const LOG_EVERY: usize = 50;
-const SAVE_EVERY: usize = 250;
+pub(crate) const LOG_EVERY: usize = 50;
+pub(crate) const SAVE_EVERY: usize = 250;
 
 /// What every recipe lets be chosen.
 #[derive(clap::Args, Debug)]
@@ -183,23 +183,24 @@ impl StepModel {
     }
 }
 
-fn rise(step: usize) -> f64 {
+/// The share of the learning rate that the first steps have.
+pub(crate) fn rise(step: usize) -> f64 {
     ((step + 1) as f64 / RISE).min(1.0)
 }
 
 /// Means of what was measured since the last line.
-struct Log {
+pub(crate) struct Log {
     phase: &'static str,
     sums: Vec<(&'static str, f64)>,
     steps: usize,
 }
 
 impl Log {
-    fn new(phase: &'static str) -> Self {
+    pub(crate) fn new(phase: &'static str) -> Self {
         Self { phase, sums: Vec::new(), steps: 0 }
     }
 
-    fn add(&mut self, values: &[(&'static str, f64)]) {
+    pub(crate) fn add(&mut self, values: &[(&'static str, f64)]) {
         if self.sums.is_empty() {
             self.sums = values.iter().map(|&(name, _)| (name, 0.0)).collect();
         }
@@ -209,7 +210,7 @@ impl Log {
         self.steps += 1;
     }
 
-    fn print_every(&mut self, every: usize, step: usize, of: usize, started: Instant) {
+    pub(crate) fn print_every(&mut self, every: usize, step: usize, of: usize, started: Instant) {
         if self.steps < every && step < of {
             return;
         }

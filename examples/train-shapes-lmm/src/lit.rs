@@ -12,11 +12,13 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use shapes_world::{Colour, Extent, Object, Scene, Shape, Texture};
 
+use crate::descriptions::{Attributes, Description, UNCLEAR};
+use crate::lessons::BACKGROUND;
+
 /// What a reader is asked, and what the answer begins with.
 pub(crate) const REQUEST: &str = "what do the lit parts share ?";
 const MARKER: &str = "[explanation]:";
 const UNABLE: &str = "unable to produce descriptions";
-const BACKGROUND: &str = "background";
 
 /// Words of requests and answers that no scene needs.
 pub(crate) const WORDS: [&str; 15] = [
@@ -39,8 +41,6 @@ pub(crate) const WORDS: [&str; 15] = [
 
 /// Rows and columns of the activations.
 const GRID: usize = 8;
-/// Sides this near to being large or small make a set unclear.
-const UNCLEAR: u32 = 3;
 /// At least this share of an object that is meant is lit, and at most that of one that is not.
 const LEAST_LIT: f64 = 0.3;
 const MOST_SPILT: f64 = 0.2;
@@ -67,79 +67,6 @@ pub(crate) struct LitSet {
 pub(crate) struct Shared<'a> {
     pub(crate) pictures: &'a [LitPicture],
     description: Description,
-}
-
-/// Attributes of an object, each given or open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Attributes {
-    extent: Option<Extent>,
-    colour: Option<Colour>,
-    texture: Option<Texture>,
-    shape: Option<Shape>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Description {
-    Objects(Attributes),
-    Background,
-}
-
-impl Attributes {
-    fn of(object: &Object) -> Self {
-        Self {
-            extent: object.extent(),
-            colour: Some(object.colour),
-            texture: Some(object.texture),
-            shape: Some(object.shape),
-        }
-    }
-
-    /// What both have.
-    fn and(self, other: Self) -> Self {
-        fn same<T: PartialEq + Copy>(a: Option<T>, b: Option<T>) -> Option<T> {
-            if a == b { a } else { None }
-        }
-        Self {
-            extent: same(self.extent, other.extent),
-            colour: same(self.colour, other.colour),
-            texture: same(self.texture, other.texture),
-            shape: same(self.shape, other.shape),
-        }
-    }
-
-    fn fits(self, object: &Object) -> bool {
-        self.and(Self::of(object)) == self
-    }
-
-    fn is_open(self) -> bool {
-        self == Self::default()
-    }
-
-    fn text(self) -> String {
-        let words = [
-            self.extent.map(Extent::name),
-            self.colour.map(Colour::name),
-            self.texture.map(Texture::name),
-            self.shape.map(Shape::name),
-        ];
-        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
-    }
-
-    /// Some of these attributes, at least one.
-    fn part(self, rng: &mut ChaCha8Rng) -> Self {
-        loop {
-            let mut keep = || rng.random_bool(0.5);
-            let part = Self {
-                extent: self.extent.filter(|_| keep()),
-                colour: self.colour.filter(|_| keep()),
-                texture: self.texture.filter(|_| keep()),
-                shape: self.shape.filter(|_| keep()),
-            };
-            if !part.is_open() {
-                return part;
-            }
-        }
-    }
 }
 
 impl LitSet {
@@ -235,56 +162,33 @@ impl<'a> Shared<'a> {
 
     /// What sort of feature it stands for.
     pub(crate) fn kind(&self) -> &'static str {
-        match self.description {
-            Description::Background => BACKGROUND,
-            Description::Objects(Attributes { extent, colour, texture, shape }) => {
-                match (extent, colour, texture, shape) {
-                    (None, None, None, None) => "nothing",
-                    (Some(_), None, None, None) => "extent",
-                    (None, Some(_), None, None) => "colour",
-                    (None, None, Some(_), None) => "texture",
-                    (None, None, None, Some(_)) => "shape",
-                    _ => "several",
-                }
-            }
-        }
+        self.description.kind()
     }
 
     /// Questions whether a description fits, up to `each` with the answer `1`, where it fits all that is lit, and as many
     /// with `0`, where it fits what is lit in two pictures of five at most.
     pub(crate) fn judgements(&self, rng: &mut ChaCha8Rng, each: usize) -> Vec<(String, &'static str)> {
-        let question = |description: &Description| {
-            let text = match description {
-                Description::Objects(attributes) => attributes.text(),
-                Description::Background => BACKGROUND.to_owned(),
-            };
-            format!("do the lit parts show {text} ?")
-        };
+        let question = |description: Description| format!("do the lit parts show {} ?", description.text());
         let mut asked = Vec::new();
         for _ in 0..each {
             match self.description {
                 Description::Objects(shared) if !shared.is_open() => {
-                    asked.push((question(&Description::Objects(shared.part(rng))), "1"));
+                    asked.push((question(Description::Objects(shared.part(rng))), "1"));
                 }
                 Description::Objects(_) => {}
-                Description::Background => asked.push((question(&self.description), "1")),
+                Description::Background => asked.push((question(self.description), "1")),
             }
             // A near miss, or anything.
-            let mut wrong = match self.description {
+            let near = match self.description {
                 Description::Objects(shared) if !shared.is_open() && rng.random_bool(0.6) => shared.part(rng),
                 _ => Attributes::default(),
             };
-            match rng.random_range(0..4) {
-                0 => wrong.extent = Extent::ALL.choose(rng).copied(),
-                1 => wrong.texture = Texture::ALL.choose(rng).copied(),
-                2 => wrong.shape = Shape::ALL.choose(rng).copied(),
-                _ => wrong.colour = Colour::ALL.choose(rng).copied(),
-            }
+            let wrong = near.with_one_anew(rng);
             let wrong =
                 if rng.random_bool(0.1) { Description::Background } else { Description::Objects(wrong) };
             let fitting = self.pictures.iter().filter(|picture| picture.fits(wrong)).count();
             if 5 * fitting <= 2 * self.pictures.len() {
-                asked.push((question(&wrong), "0"));
+                asked.push((question(wrong), "0"));
             }
         }
         asked
@@ -374,7 +278,14 @@ impl LitPicture {
         shade.as_raw().iter().map(|shade| 255 - shade).collect()
     }
 
-    fn lit_objects(&self) -> impl Iterator<Item = &Object> {
+    /// The same picture with `dim` light left where it is not lit.
+    pub(crate) fn dimmed(mut self, dim: u8) -> Self {
+        self.masking.dim = dim;
+        self
+    }
+
+    /// What is lit; nothing when the background is.
+    pub(crate) fn lit_objects(&self) -> impl Iterator<Item = &Object> {
         self.lit.iter().map(|&index| &self.scene.objects[index])
     }
 
@@ -492,7 +403,8 @@ mod tests {
                 shared.is_some_and(|shared| !shared.is_open() && !exact(set).contains(&shared.text()))
             })
         };
-        let count = |draw: fn(u64, u64, usize) -> LitSet| (0..300).filter(|&i| but_one(&draw(7, i, 5))).count();
+        let count =
+            |draw: fn(u64, u64, usize) -> LitSet| (0..300).filter(|&i| but_one(&draw(7, i, 5))).count();
         let (plain, lessons) = (count(LitSet::generate), count(LitSet::lesson));
         assert!(lessons > plain + 15, "{lessons} of 300 lessons beside {plain} of 300 plain sets");
     }

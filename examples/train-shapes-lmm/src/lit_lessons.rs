@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use shapes_world::Extent;
+use shapes_world::{Extent, Scene};
 
 use crate::lessons::{
     BACKGROUND, DIM, Lesson, PatchWords, Turn, image_words, object_under, probe_cells, prompt,
@@ -108,7 +108,7 @@ impl Prepared {
                 let labels = picture.scene.label_map();
                 let size = (picture.scene.width as usize, picture.scene.height as usize);
                 image_words(span, |grid| {
-                    probe_cells(grid, size, |pixels| words(picture, labels.as_raw(), &light, pixels))
+                    probe_cells(grid, size, |pixels| words(&picture.scene, labels.as_raw(), &light, pixels))
                 })
             })
             .collect();
@@ -129,13 +129,14 @@ fn turns(shared: Shared<'_>, rng: &mut ChaCha8Rng) -> Vec<Turn> {
         .collect()
 }
 
-fn words(picture: &LitPicture, labels: &[u8], light: &[u8], pixels: &[usize]) -> PatchWords {
+/// What some pixels show, given which object each pixel of a picture shows and how much light is on it.
+pub(crate) fn words(scene: &Scene, labels: &[u8], light: &[u8], pixels: &[usize]) -> PatchWords {
     let mean = pixels.iter().map(|&pixel| u32::from(light[pixel])).sum::<u32>() / pixels.len() as u32;
     match mean {
         LIT.. => match object_under(labels, pixels) {
             None => [Some(BACKGROUND); 4],
             Some(index) => {
-                let object = &picture.scene.objects[index];
+                let object = &scene.objects[index];
                 let [colour, texture, shape] = object.labels().map(Some);
                 [colour, shape, texture, object.extent().map(Extent::name)]
             }

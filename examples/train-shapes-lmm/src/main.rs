@@ -1,8 +1,13 @@
-//! The recipes that train the two shapes-lmm, the small LLaVA-NeXT models in `assets/`, and the measure of how well they see.
+//! The recipes that train the small models in `assets/`, the two shapes-lmm and shapes-clip, and the measure of how well they see.
 #![expect(clippy::print_stderr, reason = "a recipe talks to the person running it")]
 
+mod clip_folder;
+mod clip_pictures;
+mod clip_texts;
 mod course;
+mod descriptions;
 mod evaluate;
+mod evaluate_clip;
 mod evaluate_explainer;
 mod lessons;
 mod lit;
@@ -13,10 +18,11 @@ mod parameters;
 mod patch_words;
 mod scenes;
 mod train;
+mod train_clip;
 
 use clap::{Parser, Subcommand};
 
-/// Train and measure the two shapes-lmm, LLaVA-NeXT models small enough for two CPU cores
+/// Train and measure the two shapes-lmm, LLaVA-NeXT models small enough for two CPU cores, and shapes-clip
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -34,6 +40,10 @@ enum Command {
     TrainExplainer(train::TrainExplainerArgs),
     /// Ask shapes-lmm-l about unseen sets of pictures and count exact answers
     EvaluateExplainer(evaluate_explainer::EvaluateExplainerArgs),
+    /// Train shapes-clip, which tells how well a text fits a picture
+    TrainClip(train_clip::TrainClipArgs),
+    /// Hold all descriptions against unseen pictures and count where the cosines are right
+    EvaluateClip(evaluate_clip::EvaluateClipArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -43,5 +53,7 @@ fn main() -> anyhow::Result<()> {
         Command::Evaluate(args) => evaluate::evaluate(&args),
         Command::TrainExplainer(args) => train::train_explainer(&args),
         Command::EvaluateExplainer(args) => evaluate_explainer::evaluate(&args),
+        Command::TrainClip(args) => train_clip::train(&args),
+        Command::EvaluateClip(args) => evaluate_clip::evaluate(&args),
     }
 }

@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use half::f16;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use tch::nn::OptimizerConfig;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -101,6 +104,11 @@ impl Parameters {
 
     /// Writes `model.safetensors` into a model folder, whole or not at all.
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
+        self.save_as(folder, Stored::F32)
+    }
+
+    /// The same in a dtype of the file's own.
+    pub(crate) fn save_as(&self, folder: &Path, stored: Stored) -> Result<()> {
         let variables = self.variables();
         let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = self
             .names
@@ -109,23 +117,41 @@ impl Parameters {
                 let tensor = variables[name].detach().contiguous();
                 let shape = tensor.size().iter().map(|&n| n as usize).collect();
                 let values: Vec<f32> = Vec::try_from(tensor.view(-1)).context("reading a parameter")?;
-                Ok((name.clone(), shape, values.iter().flat_map(|v| v.to_le_bytes()).collect()))
+                Ok((name.clone(), shape, stored.bytes(&values)))
             })
             .collect::<Result<_>>()?;
         let views: Vec<_> = bytes
             .iter()
-            .map(|(name, shape, data)| {
-                Ok((
-                    name,
-                    safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data)?,
-                ))
-            })
+            .map(|(name, shape, data)| Ok((name, TensorView::new(stored.dtype(), shape.clone(), data)?)))
             .collect::<Result<_>>()?;
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let part = folder.join("model.safetensors.part");
         safetensors::serialize_to_file(views, Some(metadata), &part)
             .with_context(|| format!("writing {}", part.display()))?;
         std::fs::rename(&part, folder.join("model.safetensors")).context("renaming model.safetensors")
+    }
+}
+
+/// How a file keeps its numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stored {
+    F32,
+    F16,
+}
+
+impl Stored {
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+        }
+    }
+
+    fn bytes(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Self::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        }
     }
 }
 
@@ -197,6 +223,9 @@ fn start(name: &str, shape: &[i64]) -> nn::Init {
         nn::Init::Const(0.0)
     } else if name.contains("norm") {
         nn::Init::Const(1.0)
+    } else if name == "logit_scale" {
+        // About the logarithm of 30. CLIP begins at 14, and with steps by the hundred thousand has the time to leave it.
+        nn::Init::Const(3.4)
     } else if name.ends_with("image_newline") {
         normal(0.5)
     } else if name.contains("class_embedding") || name.contains("position_embedding") {

@@ -6,7 +6,7 @@ use lmm_prep::Inputs;
 use shapes_world::{Colour, Extent, Shape, Texture};
 use tch::{Kind, Tensor};
 
-use crate::lessons::{BACKGROUND, DIM, Lesson};
+use crate::lessons::{BACKGROUND, DIM, Lesson, PatchWords};
 
 /// Sharpness of the classifier's cosine-like logits.
 const TEMPERATURE: f64 = 4.0;
@@ -60,26 +60,30 @@ impl PatchWordScores {
         let places = image_places(&lesson.prompts, tokens);
         let features = embeddings.flatten(0, 1).index_select(0, &places).to_kind(Kind::Float);
         let features = &features / (features.square().mean_dim(-1, true, Kind::Float) + 1e-6).sqrt();
-        let scale = TEMPERATURE / (features.size()[1] as f64).sqrt();
+        let features = features * (TEMPERATURE / (embeddings.size()[2] as f64).sqrt());
+        self.loss_of(&features, &lesson.patches.iter().flatten(), &words.to_kind(Kind::Float))
+    }
+
+    /// The same for patches `features [patches, hidden]` that show `shown`, where the score of a word is the dot product with its
+    /// row of `words [vocabulary, hidden]`.
+    pub(crate) fn loss_of<'a>(
+        &self,
+        features: &Tensor,
+        shown: &(impl Iterator<Item = &'a PatchWords> + Clone),
+        words: &Tensor,
+    ) -> (Tensor, f64) {
         let mut loss = Tensor::from(0f32);
         let (mut right, mut words_of_objects) = (0.0, 0.0);
         for (index, family) in self.families.iter().enumerate() {
-            let shown: Vec<i64> = lesson
-                .patches
-                .iter()
-                .flatten()
-                .map(|words| words[index].map_or(-1, |word| family.classes[word]))
-                .collect();
+            let shown: Vec<i64> =
+                shown.clone().map(|words| words[index].map_or(-1, |word| family.classes[word])).collect();
             let shown = Tensor::from_slice(&shown);
             let patches = shown.ge(0).nonzero().squeeze_dim(1);
             if patches.numel() == 0 {
                 continue;
             }
             let classes = shown.index_select(0, &patches);
-            let scores = features
-                .index_select(0, &patches)
-                .matmul(&words.index_select(0, &family.ids).to_kind(Kind::Float).tr())
-                * scale;
+            let scores = features.index_select(0, &patches).matmul(&words.index_select(0, &family.ids).tr());
             let is_object = classes.ge(family.first_object);
             let weight =
                 is_object.to_kind(Kind::Float) * (1.0 - self.background_weight) + self.background_weight;

@@ -109,11 +109,11 @@ pub(crate) fn train_explainer(args: &TrainExplainerArgs) -> Result<()> {
     course.answer(&processor, args.steps, |_| next(&sets))
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a number above 0".to_owned())
 }
 
-fn next<T>(stream: &Receiver<Result<T>>) -> Result<T> {
+pub(crate) fn next<T>(stream: &Receiver<Result<T>>) -> Result<T> {
     stream.recv().context("the thread that prepares lessons ended")?
 }
 
