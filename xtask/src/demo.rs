@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::{Message, TargetKind};
 use serde_json::Value;
 
-use crate::project::Project;
+use crate::project::{Project, Targets};
 use crate::setup::{self, Existing, Flavour};
 use crate::steps::Steps;
 
@@ -22,6 +22,7 @@ use crate::steps::Steps;
 const OUT: &str = "demo-out";
 const PAGE: &str = "demo-out/index.html";
 const REPORT: &str = "demo-out/explanations.json";
+const SCORES: &str = "demo-out/iou/iou.summary.json";
 const EFFECTS: &str = "demo-out/effects.json";
 
 /// Holds fast attribution against switching features off. It takes 1,000 passes a question.
@@ -44,6 +45,9 @@ const LEAST_RECOVERED: f64 = 0.97;
 const LEAST_EXACT: f64 = 0.6;
 const TIMES_CONSTANT: f64 = 4.0;
 
+/// How many times as much as those of other features an explanation must overlap with its feature.
+const TIMES_PERMUTED: f64 = 5.0;
+
 /// What steering and attribution must reach, and on how many scenes: the share of answers that clamping turns into the feature's
 /// concept, beside a random feature's; the share of the strongest features that lie on what was asked about, and how many times that
 /// of random ones it must be.
@@ -65,7 +69,7 @@ struct Stage {
 }
 
 /// The pipeline, in order. Arguments are split at blanks.
-const STAGES: [Stage; 10] = [
+const STAGES: [Stage; 15] = [
     Stage {
         name: "draw training scenes",
         program: "sae-data",
@@ -101,7 +105,38 @@ const STAGES: [Stage; 10] = [
         program: "feature-page",
         arguments: "--cache demo-out/cache --dataset demo-out/test --examples 5 \
                     --explanations demo-out/explanations/model_layers_2.json --report demo-out/explanations.json \
-                    --out demo-out/index.html",
+                    --specific-filters demo-out/specific.json --out demo-out/index.html",
+    },
+    Stage {
+        name: "score overlaps",
+        program: "sae-score",
+        arguments: "iou --explanations demo-out/explanations --cache demo-out/cache --dataset demo-out/test --masks annotations \
+                    --image-side 0 --save-dir demo-out/iou",
+    },
+    Stage {
+        name: "score with CLIP",
+        program: "sae-score",
+        arguments: "clip --explanations demo-out/explanations --cache demo-out/cache --dataset demo-out/test --clip assets/shapes-clip \
+                    --image-side 0 --save-dir demo-out/clip",
+    },
+    Stage {
+        name: "let a judge tell regions",
+        program: "sae-score",
+        arguments: "fuzz --explanations demo-out/explanations --cache demo-out/cache --dataset demo-out/test --endpoint {endpoint} \
+                    --concurrency 16 --prompt assets/shapes-lmm-l/judge.txt --cut half-maximum --image-side 0 --image-format png \
+                    --filters demo-out/specific.json --permuted --save-dir demo-out/fuzz",
+    },
+    Stage {
+        name: "see whether images are alike",
+        program: "sae-score",
+        arguments: "monosemanticity --cache demo-out/cache --dataset demo-out/test --encoder assets/shapes-clip --image-side 0 \
+                    --save-dir demo-out/monosemanticity",
+    },
+    Stage {
+        name: "draw the score table",
+        program: "score-table",
+        arguments: "--report demo-out/explanations.json --hook model.layers.2 --iou demo-out/iou --clip demo-out/clip \
+                    --fuzz demo-out/fuzz --monosemanticity demo-out/monosemanticity --out demo-out/scores.html",
     },
     Stage {
         name: "choose questions",
@@ -130,11 +165,11 @@ const STAGES: [Stage; 10] = [
     },
 ];
 
-pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
+pub(crate) fn run(project: &Project, steps: &mut Steps, targets: Targets) -> Result<()> {
     steps.work("setup", || setup::prepare(&project.libtorch(), Flavour::Cpu, Existing::Keep))?;
     let mut programs = BTreeMap::new();
     steps.work("build", || {
-        programs = build(project)?;
+        programs = build(project, targets)?;
         Ok(format!("    {} binaries", programs.len()))
     })?;
 
@@ -164,6 +199,9 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     }
     steps.work("judge the SAE", || judge(&project.root().join(OUT).join("sae/evaluation.json")))?;
     steps.work("judge the explanations", || judge_explanations(&project.root().join(REPORT)))?;
+    steps.work("judge the scores", || {
+        judge_scores(&project.root().join(SCORES), &project.root().join(REPORT))
+    })?;
     steps.work("judge the effects", || judge_effects(&project.root().join(EFFECTS)))?;
     let attribute = programs.get("sae-attribute").context("no binary sae-attribute was built")?;
     println!("\n$ sae-attribute {CHECK}");
@@ -265,6 +303,38 @@ fn judge_explanations(report: &Path) -> Result<String> {
     ))
 }
 
+/// Holds the overlap of the specific features of `report` and what their explanations name against what those of others do.
+fn judge_scores(summary: &Path, report: &Path) -> Result<String> {
+    let read = |path: &Path| -> Result<Value> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
+    };
+    let (scores, report) = (read(summary)?, read(report)?);
+    let list = |value: &Value| value["features"].as_array().cloned().unwrap_or_default();
+    let specific: Vec<String> =
+        list(&report).iter().map(|feature| format!("_feature{}", feature["feature"])).collect();
+    let (mut own, mut permuted) = (Vec::new(), Vec::new());
+    for feature in list(&scores) {
+        let name = feature["feature"].as_str().unwrap_or_default();
+        if specific.iter().any(|end| name.ends_with(end)) {
+            own.extend(feature["mean"].as_f64());
+            permuted.extend(feature["baselines"][0].as_f64());
+        }
+    }
+    ensure!(!own.is_empty(), "{} scores no specific feature", summary.display());
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let (mean_own, mean_permuted) = (mean(&own), mean(&permuted));
+    ensure!(
+        mean_own >= TIMES_PERMUTED * mean_permuted,
+        "specific features overlap what their explanations name by {mean_own:.3}, what other features' name by {mean_permuted:.3}; promised \
+         are {TIMES_PERMUTED} times as much"
+    );
+    Ok(format!(
+        "    {} specific features overlap what their explanations name by {mean_own:.3}, what another feature's names by {mean_permuted:.3}",
+        own.len()
+    ))
+}
+
 /// Holds steering and attribution against random features.
 fn judge_effects(report: &Path) -> Result<String> {
     let text = fs::read_to_string(report).with_context(|| format!("cannot read {}", report.display()))?;
@@ -331,17 +401,17 @@ fn judge_check(printed: &[u8]) -> Result<String> {
     ))
 }
 
-/// Builds every binary of the workspace and returns where each lies. The whole workspace is named so that
-/// dependencies get the same features as under `cargo xtask test`, and are built once for both.
-fn build(project: &Project) -> Result<BTreeMap<String, PathBuf>> {
-    let mut cargo =
-        project.cargo(&["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]);
+/// Builds every binary of the workspace and returns where each lies.
+fn build(project: &Project, targets: Targets) -> Result<BTreeMap<String, PathBuf>> {
+    let mut cargo = project.cargo(&["build", "--message-format", "json-render-diagnostics"]);
+    cargo.args(targets.arguments());
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start `cargo build`")?;
     let output = child.stdout.take().context("cargo's output is not readable")?;
     let mut programs = BTreeMap::new();
     for message in Message::parse_stream(BufReader::new(output)) {
         if let Message::CompilerArtifact(artifact) = message.context("cannot read cargo's messages")?
             && artifact.target.kind.contains(&TargetKind::Bin)
+            && !artifact.profile.test
             && let Some(path) = artifact.executable
         {
             programs.insert(artifact.target.name, path.into_std_path_buf());
@@ -393,6 +463,28 @@ mod tests {
         assert!(judged(0.5, 0.05).is_err() && judged(0.7, 0.4).is_err());
         fs::write(&file, "{}").unwrap();
         assert!(judge_explanations(&file).is_err());
+    }
+
+    #[test]
+    fn overlaps_no_better_than_those_of_others_are_not_passed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [summary, report] =
+            ["iou.summary.json", "explanations.json"].map(|name| folder.path().join(name));
+        fs::write(&report, r#"{"features":[{"feature":2},{"feature":12}]}"#).unwrap();
+        let judged = |permuted: f64| {
+            let feature = |n: u32, mean: f64| serde_json::json!({"feature": format!("model.layers.2_feature{n}"), "mean": mean, "baselines": [permuted]});
+            let features = [feature(2, 0.5), feature(12, 0.3), feature(1, 0.0)];
+            fs::write(&summary, serde_json::json!({"features": features}).to_string()).unwrap();
+            judge_scores(&summary, &report)
+        };
+        assert!(
+            judged(0.05)
+                .unwrap()
+                .contains("2 specific features overlap what their explanations name by 0.400")
+        );
+        assert!(judged(0.1).is_err());
+        fs::write(&report, "{}").unwrap();
+        assert!(judged(0.05).is_err());
     }
 
     #[test]

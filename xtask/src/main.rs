@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::project::Project;
+use crate::project::{Project, Targets};
 use crate::steps::Steps;
 
 /// The chores of the lmm-sae workspace.
@@ -70,7 +70,7 @@ fn run(chore: Chore) -> Result<()> {
             let existing = if force { setup::Existing::Replace } else { setup::Existing::Keep };
             setup::run(&project, flavour, existing, to.as_deref())
         }
-        Chore::Demo => Steps::run("demo", |steps| demo::run(&project, steps)),
+        Chore::Demo => Steps::run("demo", |steps| demo::run(&project, steps, Targets::Binaries)),
         Chore::Test => Steps::run("test", |steps| suite::run(&project, steps)),
         Chore::Check => Steps::run("check", |steps| check::run(&project, steps)),
         Chore::Floors => floors::run(&project).map(|summary| println!("{summary}")),

@@ -12,6 +12,25 @@ pub(crate) struct Project {
     root: PathBuf,
 }
 
+/// What of the workspace is built. The whole workspace is named each time, so that dependencies always have the same features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Targets {
+    /// The binaries.
+    Binaries,
+    /// The binaries, and the tests with the features they need.
+    WithTests,
+}
+
+impl Targets {
+    /// For `cargo build`.
+    pub(crate) fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Binaries => &["--workspace", "--bins"],
+            Self::WithTests => &["--workspace", "--bins", "--tests"],
+        }
+    }
+}
+
 /// Who decided where libtorch lies.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Libtorch {

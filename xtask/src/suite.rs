@@ -7,7 +7,7 @@ use std::env;
 
 use anyhow::Result;
 
-use crate::project::Project;
+use crate::project::{Project, Targets};
 use crate::setup::{Existing, Flavour};
 use crate::steps::Steps;
 use crate::{check, demo, setup};
@@ -16,8 +16,10 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     steps.work("setup", || setup::prepare(&project.libtorch(), Flavour::Cpu, Existing::Keep))?;
     check::run(project, steps)?;
 
-    // The pipeline tests run the binaries and cannot have cargo build them.
-    steps.command("build binaries", &mut project.cargo(&["build", "--workspace", "--bins"]))?;
+    // The pipeline tests run the binaries and cannot have cargo build them. Together with the tests, because dependencies have
+    // other features where tests are built, and would be compiled twice.
+    let arguments = [&["build"][..], Targets::WithTests.arguments()].concat();
+    steps.command("build", &mut project.cargo(&arguments))?;
     if Project::has_tool("cargo-nextest", &["nextest", "--version"]) {
         steps.command("build tests", &mut project.cargo(&["nextest", "run", "--workspace", "--no-run"]))?;
         steps.command("tests", &mut project.cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]))?;
@@ -51,5 +53,5 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     let manifest = project.root().join("examples/other-project/Cargo.toml");
     let mut other = project.cargo(&["test", "--locked", "--manifest-path"]);
     steps.command("another project", other.arg(manifest))?;
-    demo::run(project, steps)
+    demo::run(project, steps, Targets::WithTests)
 }

@@ -13,7 +13,7 @@ use act_cache::Cache;
 use anyhow::{Context, Result};
 use clap::Parser;
 use mm_data::{Field, OpenOptions, hub};
-use sae_types::{FeatureId, HookPoint};
+use sae_types::{FeatureId, Filters, HookPoint};
 use stage_kit::CommonArgs;
 
 use crate::measure::Wanted;
@@ -52,6 +52,9 @@ struct Args {
     /// Also write how well the explanations name the concepts, and all specific features with theirs, as JSON, to this file
     #[arg(long, requires = "explanations")]
     report: Option<PathBuf>,
+    /// Also write the specific features to this file, as --filters of other programs take them
+    #[arg(long)]
+    specific_filters: Option<PathBuf>,
     /// File to write
     #[arg(long)]
     out: PathBuf,
@@ -117,6 +120,11 @@ fn run(args: &Args) -> Result<()> {
         let mut report = naming.json();
         report["features"] = serde_json::to_value(&measured.specific)?;
         write(path, &format!("{report:#}\n"))?;
+    }
+    if let Some(path) = &args.specific_filters {
+        let features: Vec<FeatureId> = measured.specific.iter().map(measure::Specific::feature).collect();
+        let filters = Filters::from(BTreeMap::from([(hook, features)]));
+        write(path, &format!("{}\n", serde_json::to_string(&filters)?))?;
     }
     tracing::info!(features = measured.cards.len(), "wrote {}", args.out.display());
     Ok(())

@@ -45,6 +45,12 @@ pub(crate) struct Specific {
     explanation: Option<String>,
 }
 
+impl Specific {
+    pub(crate) fn feature(&self) -> FeatureId {
+        self.feature
+    }
+}
+
 /// What to measure.
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
