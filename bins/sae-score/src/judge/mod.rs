@@ -3,6 +3,7 @@
 mod args;
 mod exam;
 mod images;
+mod page;
 mod pick;
 mod scores;
 mod text;
@@ -35,14 +36,14 @@ Example, with a judge behind SGLang, beside what permuted explanations get:
   sae-score detection --cache cache --dataset DATASET --explanations explained --save-dir scores \\
     --endpoint http://127.0.0.1:30000/v1 --permuted
 
-SAVE_DIR/detection.jsonl has one line per feature with every verdict and is what --resume reads; detection.json is written from it.";
+SAVE_DIR/detection.jsonl has one line per feature with every verdict and is what --resume reads; detection.json and\nthe page detection.html are written from it.";
 
 pub(crate) const FUZZ_EXAMPLE: &str = "\
 Example, on text, with the labels that sae-explain label gave:
   sae-score fuzz --cache text-cache --model MODEL --explanations explained --labels explained --save-dir scores \\
     --endpoint http://127.0.0.1:30000/v1
 
-SAVE_DIR/fuzz.jsonl has one line per feature with every verdict and is what --resume reads; fuzz.json is written from it.";
+SAVE_DIR/fuzz.jsonl has one line per feature with every verdict and is what --resume reads; fuzz.json and the\npage fuzz.html are written from it.";
 
 /// The stage whose texts are labels.
 const LABELS: &str = "labels";

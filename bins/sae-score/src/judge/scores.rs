@@ -13,6 +13,7 @@ use serde::Serialize;
 use stage_kit::write_whole;
 
 use crate::judge::exam::Score;
+use crate::judge::page;
 use crate::judge::verdicts::judged;
 
 /// The baseline's name in tables.
@@ -38,26 +39,26 @@ pub(crate) struct Sums<'a> {
 /// `detection.json`, `fuzz.json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Scores {
-    score: &'static str,
-    shown: &'static str,
+    pub(super) score: &'static str,
+    pub(super) shown: &'static str,
     #[serde(flatten)]
     pub(crate) totals: Totals,
-    features: Vec<FeatureScore>,
+    pub(super) features: Vec<FeatureScore>,
 }
 
 /// What standard output is told as well.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Totals {
     /// Features that were passed over, with too few samples that the explainer had not seen.
-    features_skipped: usize,
+    pub(super) features_skipped: usize,
     /// Features of which no answer could be read.
     features_unparsed: usize,
     /// Means over features with their 99 % intervals, per label and in total, beside the same with other features' explanations.
     pub(crate) balanced_accuracy: ScoreTable,
-    f1: ScoreTable,
-    auc: ScoreTable,
+    pub(super) f1: ScoreTable,
+    pub(super) auc: ScoreTable,
     /// All verdicts counted as one feature's.
-    all: Measures,
+    pub(super) all: Measures,
     #[serde(skip_serializing_if = "Option::is_none")]
     permuted: Option<Measures>,
     /// Of the permuted explanations, those that say the same as the feature's own.
@@ -66,35 +67,35 @@ pub(crate) struct Totals {
 }
 
 #[derive(Debug, Serialize)]
-struct FeatureScore {
-    feature: String,
+pub(super) struct FeatureScore {
+    pub(super) feature: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<String>,
-    explanation: String,
+    pub(super) explanation: String,
     #[serde(flatten)]
-    own: Measures,
+    pub(super) own: Measures,
     #[serde(skip_serializing_if = "Option::is_none")]
-    permuted: Option<Measures>,
+    pub(super) permuted: Option<Measures>,
 }
 
 /// Figures of a set of verdicts; `null` where one is not defined.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-struct Measures {
+pub(super) struct Measures {
     /// Samples that were asked about.
-    n: u64,
+    pub(super) n: u64,
     /// Samples without a verdict, which count nowhere.
-    unparsed: u64,
+    pub(super) unparsed: u64,
     #[serde(flatten)]
     counts: Confusion,
-    balanced_accuracy: Option<f64>,
+    pub(super) balanced_accuracy: Option<f64>,
     balanced_accuracy_interval_99: Option<[f64; 2]>,
-    f1: Option<f64>,
-    recall: Option<f64>,
-    specificity: Option<f64>,
+    pub(super) f1: Option<f64>,
+    pub(super) recall: Option<f64>,
+    pub(super) specificity: Option<f64>,
     /// Of the negatives with what often comes with the feature.
-    specificity_hard: Option<f64>,
+    pub(super) specificity_hard: Option<f64>,
     /// Of log-probabilities; `null` where the server gave none.
-    auc: Option<f64>,
+    pub(super) auc: Option<f64>,
     auc_interval_99: Option<[f64; 2]>,
 }
 
@@ -161,6 +162,8 @@ impl Sums<'_> {
             Scores { score: self.score.name(), shown: self.side, features: features.collect(), totals };
         let text = serde_json::to_string_pretty(&scores)? + "\n";
         write_whole(&self.folder.join(format!("{}.json", self.score.name())), text.as_bytes())?;
+        let page = self.folder.join(format!("{}.html", self.score.name()));
+        write_whole(&page, page::html(&scores).as_bytes())?;
         Ok(scores)
     }
 }

@@ -27,6 +27,8 @@ fn a_perfect_judge_detects_everything() {
     assert_eq!(of_features(&scores, "n"), vec![Some(20.0); ALL]);
     assert_eq!((&scores["score"], &scores["shown"]), (&json!("detection"), &json!("images")));
     assert_eq!(scores["features"][2]["explanation"], "olive");
+    let page = scratch.read("scores/detection.html");
+    assert!(page.contains("olive") && page.contains("1.000") && !page.contains("Area under the curve"));
 
     let records = records(&scratch, "scores/detection.jsonl");
     assert_eq!(records.len(), ALL);
