@@ -16,6 +16,7 @@ use explain_kit::{
 use mm_data::Field;
 use mm_data::hub::{self, RepoKind};
 use model_kit::TorchArgs;
+use rayon::prelude::*;
 use scoring::report::{Card, Extremes, Report, Section};
 use scoring::{Embeddings, FeatureEntry, FeatureOutcome, Random, ScoreTable};
 use serde::Serialize;
@@ -77,7 +78,7 @@ enum Pool {
 #[derive(Debug, Serialize)]
 struct Summary {
     table: ScoreTable,
-    /// The mean cosine of two images: what a feature scores that has nothing to do with them.
+    /// How many were embedded.
     images: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     features: Vec<FeatureSummary>,
@@ -180,27 +181,32 @@ impl Scorer<'_> {
     fn score(&self, embeddings: &Embeddings<'_>, selection: Selection, finder: &Finder) -> Result<Summary> {
         let keys: Vec<FeatureKey> = selection.keys().collect();
         let n_images = embeddings.len();
-        let scores = embeddings.monosemanticity_of(keys.len(), |at| self.on(&keys[at]))?;
-        let shuffled = embeddings.monosemanticity_of(keys.len(), |at| -> Result<Vec<(u32, f32)>> {
-            let on = self.on(&keys[at])?;
-            let mut random = Random::new(self.seed, u64::from(keys[at].feature.0));
-            let images = random.choose(on.len(), n_images);
-            Ok(images.into_iter().zip(on).map(|(image, (_, value))| (image as u32, value)).collect())
-        })?;
-        let mut features = Vec::with_capacity(keys.len());
-        let mut entries = Vec::with_capacity(keys.len());
-        for ((key, &score), &shuffled) in keys.iter().zip(&scores).zip(&shuffled) {
-            let outcome = FeatureOutcome::from(score);
-            entries.push(FeatureEntry { concept: None, outcome, baselines: vec![shuffled] });
-            let images = self.on(key)?.len();
-            features.push(FeatureSummary { feature: key.to_string(), score, shuffled, images });
-        }
+        let feature = |key: &FeatureKey| -> Result<FeatureSummary> {
+            let on = self.on(key)?;
+            let mut random = Random::new(self.seed, u64::from(key.feature.0));
+            let others = random.choose(on.len(), n_images).into_iter().zip(&on);
+            let shuffled: Vec<(u32, f32)> =
+                others.map(|(image, &(_, value))| (image as u32, value)).collect();
+            Ok(FeatureSummary {
+                feature: key.to_string(),
+                score: embeddings.monosemanticity(&on)?,
+                shuffled: embeddings.monosemanticity(&shuffled)?,
+                images: on.len(),
+            })
+        };
+        let features = keys.par_iter().map(feature).collect::<Result<Vec<_>>>()?;
+        let entry = |feature: &FeatureSummary| FeatureEntry {
+            concept: None,
+            outcome: FeatureOutcome::from(feature.score),
+            baselines: vec![feature.shuffled],
+        };
+        let entries: Vec<FeatureEntry> = features.iter().map(entry).collect();
         let table = ScoreTable::of(BASELINES.map(str::to_owned).to_vec(), &entries);
         let summary = Summary { table, images: n_images, features };
         let folder = &self.args.save_dir;
         let text = serde_json::to_string_pretty(&summary)? + "\n";
         write_whole(&folder.join("monosemanticity.json"), text.as_bytes())?;
-        let page = self.page(&summary, &scores, &keys, finder);
+        let page = self.page(&summary, &keys, finder);
         write_whole(&folder.join("monosemanticity.html"), page.html().as_bytes())?;
         Ok(Summary { features: Vec::new(), ..summary })
     }
@@ -216,14 +222,9 @@ impl Scorer<'_> {
         Ok(ranked.into_iter().map(|ranked| (ranked.sample.0, ranked.score as f32)).collect())
     }
 
-    fn page(
-        &self,
-        summary: &Summary,
-        scores: &[Option<f64>],
-        keys: &[FeatureKey],
-        finder: &Finder,
-    ) -> Report {
-        let Extremes { best, worst } = Extremes::of(scores, self.args.shown / 2);
+    fn page(&self, summary: &Summary, keys: &[FeatureKey], finder: &Finder) -> Report {
+        let scores: Vec<Option<f64>> = summary.features.iter().map(|feature| feature.score).collect();
+        let Extremes { best, worst } = Extremes::of(&scores, self.args.shown / 2);
         let cards = |places: Vec<usize>| -> Vec<Card> {
             let card = |at: usize| {
                 let feature = &summary.features[at];
