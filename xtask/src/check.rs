@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::project::Project;
+use crate::project::{Project, engines};
 use crate::steps::Steps;
 use crate::{file_rules, floors};
 
@@ -30,9 +30,10 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
     // Without libtorch the default members are checked, which need none.
     let scope: &[&str] = if project.libtorch().is_there() { &["--workspace"] } else { &[] };
     let mut clippy = project.cargo(&["clippy", "--all-targets"]);
-    steps.command("clippy", clippy.args(scope).args(["--", "--deny", "warnings"]))?;
+    let engines = if scope.is_empty() { &[][..] } else { engines() };
+    steps.command("clippy", clippy.args(scope).args(engines).args(["--", "--deny", "warnings"]))?;
     let mut doc = project.cargo(&["doc", "--no-deps"]);
-    steps.command("doc", doc.args(scope).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    steps.command("doc", doc.args(scope).args(engines).env("RUSTDOCFLAGS", "--deny warnings"))?;
     if scope.is_empty() {
         steps.skip("libtorch crates", "no libtorch: run `cargo xtask setup`");
     }

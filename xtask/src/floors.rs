@@ -13,7 +13,7 @@ use crate::project::Project;
 /// The floor of everything that only consumes the libraries.
 const TOP: u64 = 7;
 /// Crates above floor 1 that still have to do without libtorch.
-const LIGHT: [&str; 3] = ["explain", "scoring", "stage-kit"];
+const LIGHT: [&str; 4] = ["collectives", "explain", "scoring", "stage-kit"];
 const NATIVE: &str = "torch-sys";
 
 /// What the rule needs to know of one package.

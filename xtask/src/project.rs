@@ -4,6 +4,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 
@@ -23,11 +24,23 @@ pub(crate) enum Targets {
 
 impl Targets {
     /// For `cargo build`.
-    pub(crate) fn arguments(self) -> &'static [&'static str] {
-        match self {
-            Self::Binaries => &["--workspace", "--bins"],
-            Self::WithTests => &["--workspace", "--bins", "--tests"],
-        }
+    pub(crate) fn arguments(self) -> Vec<&'static str> {
+        let targets: &[&str] = match self {
+            Self::Binaries => &["--bins"],
+            Self::WithTests => &["--bins", "--tests"],
+        };
+        [&["--workspace"], targets, engines()].concat()
+    }
+}
+
+/// The engines for several processes, which a default build leaves out, where they can be built: with the tests of MPI, which then run. The same
+/// each time, as everything that changes features.
+pub(crate) fn engines() -> &'static [&'static str] {
+    static FOUND: LazyLock<bool> = LazyLock::new(|| Project::has_tool("mpicc", &["--version"]));
+    if *FOUND {
+        &["--features", "collectives/mpi,collectives/nccl,collectives/threads,sae-train/mpi,sae-train/nccl"]
+    } else {
+        &[]
     }
 }
 

@@ -7,7 +7,7 @@ use std::env;
 
 use anyhow::Result;
 
-use crate::project::{Project, Targets};
+use crate::project::{Project, Targets, engines};
 use crate::setup::{Existing, Flavour};
 use crate::steps::Steps;
 use crate::{check, demo, setup};
@@ -18,25 +18,27 @@ pub(crate) fn run(project: &Project, steps: &mut Steps) -> Result<()> {
 
     // The pipeline tests run the binaries and cannot have cargo build them. Together with the tests, because dependencies have
     // other features where tests are built, and would be compiled twice.
-    let arguments = [&["build"][..], Targets::WithTests.arguments()].concat();
-    steps.command("build", &mut project.cargo(&arguments))?;
+    let workspace = |arguments: &[&str]| project.cargo(&[arguments, engines()].concat());
+    if engines().is_empty() {
+        steps.skip("MPI and NCCL", "no mpicc: install libopenmpi-dev, openmpi-bin and libclang-dev");
+    }
+    steps
+        .command("build", &mut project.cargo(&[&["build"], &Targets::WithTests.arguments()[..]].concat()))?;
     if Project::has_tool("cargo-nextest", &["nextest", "--version"]) {
-        steps.command("build tests", &mut project.cargo(&["nextest", "run", "--workspace", "--no-run"]))?;
-        steps.command("tests", &mut project.cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]))?;
+        steps.command("build tests", &mut workspace(&["nextest", "run", "--workspace", "--no-run"]))?;
+        steps.command("tests", &mut workspace(&["nextest", "run", "--workspace", "--no-fail-fast"]))?;
     } else {
-        steps.command(
-            "build tests",
-            &mut project.cargo(&["test", "--workspace", "--all-targets", "--no-run"]),
-        )?;
+        steps
+            .command("build tests", &mut workspace(&["test", "--workspace", "--all-targets", "--no-run"]))?;
         // Not --all-targets: that would run the benches.
-        let mut tests = project.cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--examples"]);
-        steps.command("tests", tests.arg("--no-fail-fast"))?;
+        let tests = ["test", "--workspace", "--lib", "--bins", "--tests", "--examples", "--no-fail-fast"];
+        steps.command("tests", &mut workspace(&tests))?;
     }
     // Documentation examples are linked by rustdoc, which applies no build script's search path.
     let libraries = project.libtorch().folder().join("lib");
     let outer = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let path = env::join_paths(std::iter::once(libraries).chain(env::split_paths(&outer)))?;
-    let mut examples = project.cargo(&["test", "--workspace", "--doc"]);
+    let mut examples = workspace(&["test", "--workspace", "--doc"]);
     steps.command("doc tests", examples.env("LD_LIBRARY_PATH", path))?;
     let miri = ["run", "nightly", "cargo", "miri"];
     if Project::has_tool("rustup", &[&miri[..], &["--version"]].concat()) {
