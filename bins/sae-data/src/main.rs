@@ -1,6 +1,9 @@
 //! `sae-data`: makes data sets.
 
+mod ade20k;
+mod annotated;
 mod cache_set;
+mod coco;
 mod llava;
 mod shapes;
 mod shards;
@@ -29,6 +32,12 @@ enum Command {
     /// Pack LLaVA's JSON and its image files into parquet files.
     #[command(after_help = llava::EXAMPLE)]
     Llava(llava::LlavaArgs),
+    /// Pack images and the masks of their COCO annotations into parquet files.
+    #[command(after_help = coco::EXAMPLE)]
+    Coco(coco::CocoArgs),
+    /// Pack ADE20K's images and the masks of its scene parsing benchmark into parquet files.
+    #[command(name = "ade20k", after_help = ade20k::EXAMPLE)]
+    Ade20k(ade20k::Ade20kArgs),
     /// Join data sets, or shares of them, into the set of images a cache is made of.
     #[command(after_help = cache_set::EXAMPLE)]
     CacheSet(cache_set::CacheSetArgs),
@@ -47,6 +56,8 @@ fn run() -> anyhow::Result<()> {
     match args.command {
         Command::Shapes(options) => shapes::write(&options, seed),
         Command::Llava(options) => llava::write(&options, seed),
+        Command::Coco(options) => coco::write(&options, seed),
+        Command::Ade20k(options) => ade20k::write(&options, seed),
         Command::CacheSet(options) => cache_set::write(&options, seed),
         Command::Text(options) => text::write(&options, seed),
     }

@@ -56,6 +56,11 @@ impl Columns {
         [self.id, self.images, self.conversations, self.caption, self.masks, self.text].into_iter().flatten()
     }
 
+    /// Whether there is one of masks.
+    pub(crate) fn has_masks(&self) -> bool {
+        self.masks.is_some()
+    }
+
     /// Row `row` of `batch`.
     pub(crate) fn sample(&self, batch: &RecordBatch, row: usize) -> Result<Sample, RecordError> {
         let column = |name: Option<&str>| name.and_then(|name| batch.column_by_name(name));

@@ -174,6 +174,11 @@ impl Dataset {
         }
     }
 
+    /// Whether records may have masks: of the fields it was opened with, whether that is one and there is such a column.
+    pub fn has_masks(&self) -> bool {
+        matches!(&self.source, Source::Parquet(set) if set.has_masks())
+    }
+
     /// The file record `index` is in, and its number there.
     ///
     /// # Panics

@@ -124,6 +124,16 @@ pub enum DataError {
         /// Where it breaks.
         source: serde_json::Error,
     },
+    /// Annotations that are not laid out as those of their kind.
+    #[error("{}: expected {expected}, got {got}", path.display())]
+    AnnotationLayout {
+        /// The file or folder.
+        path: PathBuf,
+        /// What should be there.
+        expected: &'static str,
+        /// What is there.
+        got: String,
+    },
     /// A share of a data set that is none.
     #[error(
         "a share is a number of records from 1 (1000) or a percentage above 0 and up to 100 (5%), not {got:?}"
@@ -253,6 +263,93 @@ pub enum RecordError {
     /// A pixel mask without bytes.
     #[error("a mask has no bytes")]
     MaskBytes,
+    /// An entry of an annotation file's list.
+    #[error("{list}[{row}]")]
+    Entry {
+        /// The list.
+        list: &'static str,
+        /// The entry within it, from 0.
+        row: usize,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
+    /// JSON that is not laid out as an annotation file's.
+    #[error("not laid out as COCO's files are")]
+    Layout(#[source] serde_json::Error),
+    /// An id that stands for nothing.
+    #[error("there is no {what} {id} among the {known} that are listed")]
+    UnknownId {
+        /// `image`, `category` or `class`.
+        what: &'static str,
+        /// The id.
+        id: u64,
+        /// How many there are.
+        known: usize,
+    },
+    /// An image of which no mask can be made.
+    #[error("an image of {width} x {height} pixels; 1 to {max} of them are read")]
+    ImageSize {
+        /// Its width.
+        width: u32,
+        /// Its height.
+        height: u32,
+        /// The most pixels that are read.
+        max: u64,
+    },
+    /// A mask of another size than its image.
+    #[error("a mask of {} x {} pixels for an image of {} x {}", got.0, got.1, expected.0, expected.1)]
+    MaskSize {
+        /// The image's width and height.
+        expected: (u32, u32),
+        /// The mask's.
+        got: (u32, u32),
+    },
+    /// Run lengths of another sum than their mask has pixels.
+    #[error("the run lengths cover {got} pixels, but the mask has {expected}")]
+    RunLengths {
+        /// The mask's pixels.
+        expected: u64,
+        /// Those of the runs.
+        got: u64,
+    },
+    /// Compressed run lengths that are none.
+    #[error("compressed run lengths, character {position}: {reason}")]
+    RunText {
+        /// Where they break, in bytes from 0.
+        position: usize,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A polygon that encloses nothing, whatever its image.
+    #[error("a polygon is three or more points, x and y of each less than 2^20 from 0, got {got}")]
+    Polygon {
+        /// What is there.
+        got: String,
+    },
+    /// A segment that is listed and not drawn.
+    #[error("segment {id} is not in {png}")]
+    Segment {
+        /// Its id.
+        id: u32,
+        /// The PNG's name.
+        png: String,
+    },
+    /// A PNG of labels that cannot be decoded.
+    #[error("labels {}", path.display())]
+    LabelMap {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: png::DecodingError,
+    },
+    /// A PNG whose pixels are no labels.
+    #[error("labels {}: expected grey of 8 or 16 bits, a palette of 8 or RGB of 8, got {got}", path.display())]
+    LabelMapPixels {
+        /// The file.
+        path: PathBuf,
+        /// Its pixels.
+        got: String,
+    },
     /// Whatever a later stage found, such as an image that does not decode.
     #[error("unusable")]
     Unusable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -270,5 +367,12 @@ impl DataError {
     ) -> impl FnOnce(parquet::errors::ParquetError) -> Self {
         let path = path.into();
         move |source| Self::Parquet { action, path, source }
+    }
+}
+
+impl RecordError {
+    /// Puts the place in an annotation file before an error.
+    pub(crate) fn of(list: &'static str, row: usize) -> impl FnOnce(Self) -> Self {
+        move |source| Self::Entry { list, row, source: Box::new(source) }
     }
 }

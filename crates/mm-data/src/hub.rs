@@ -354,6 +354,11 @@ mod tests {
             target,
             Ok(Target::Hub { repository: "llava-hf/llama3-llava-next-8b-hf", revision: "v1.0/x" })
         ));
+        let pull_request = Target::of("openai/clip-vit-base-patch32@refs/pr/15");
+        assert!(matches!(
+            pull_request,
+            Ok(Target::Hub { repository: "openai/clip-vit-base-patch32", revision: "refs/pr/15" })
+        ));
         for argument in ["./nowhere", "/nowhere/x", "a/b/c", "../x", "a//b", "", "a b", "x@"] {
             assert!(matches!(Target::of(argument), Err(DataError::Unresolved { .. })), "{argument}");
         }

@@ -1,7 +1,10 @@
 //! Where the records of a JSON or JSONL file lie, found in one pass by brackets and quotes alone.
 
-use std::io::{BufRead, Seek, SeekFrom};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use crate::sample::Field;
 use crate::{DataError, RecordError};
@@ -37,6 +40,40 @@ pub(crate) fn index(mut reader: impl BufRead + Seek, path: &Path) -> Result<Vec<
             lines(reader, offset, path)
         }
     }
+}
+
+/// The lists of objects, and the empty ones, in a file that is one object, by their keys.
+pub(crate) fn lists(
+    mut reader: impl BufRead,
+    path: &Path,
+) -> Result<BTreeMap<String, Vec<Place>>, DataError> {
+    let mut bytes = Bytes::new(&mut reader, 0, path);
+    bytes.skip_mark()?;
+    let wrong = |got: String| {
+        let expected = "a JSON object with the lists \"images\", \"annotations\" and \"categories\"";
+        Err(DataError::AnnotationLayout { path: path.to_owned(), expected, got })
+    };
+    match bytes.skip_space()? {
+        Some(b'{') => {}
+        Some(first) => return wrong(format!("{:?} at its beginning", char::from(first))),
+        None => return wrong("an empty file".to_owned()),
+    }
+    match bytes.object()? {
+        Object::Closed(entries) => {
+            Ok(entries.into_iter().filter_map(|entry| Some((entry.key, entry.list?))).collect())
+        }
+        Object::Malformed => wrong(format!("something else at byte {}", bytes.offset)),
+        Object::Open => Err(truncated("object", path)),
+    }
+}
+
+/// The bytes at a place of a file.
+pub(crate) fn read(handle: &Mutex<File>, (offset, length): Place) -> std::io::Result<Vec<u8>> {
+    let mut text = vec![0; length as usize];
+    let mut handle = handle.lock().unwrap_or_else(PoisonError::into_inner);
+    handle.seek(SeekFrom::Start(offset))?;
+    handle.read_exact(&mut text)?;
+    Ok(text)
 }
 
 fn rewind(reader: &mut impl Seek, offset: u64, path: &Path) -> Result<(), DataError> {
@@ -385,6 +422,28 @@ mod tests {
         ] {
             let error = try_records(text).unwrap_err().to_string();
             assert!(error.starts_with("x.json is one JSON object") && error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn lists_by_their_keys() {
+        let text = "\u{feff}{\"info\": {\"a\": [{}]}, \"images\": [{\"id\": 1},\n{\"id\": 2}], \"sizes\": [1, 2], \"none\": []}";
+        let found = lists(BufReader::with_capacity(3, Cursor::new(text)), Path::new("x.json")).unwrap();
+        let texts = |places: &[Place]| -> Vec<&str> {
+            places.iter().map(|&(start, length)| &text[start as usize..][..length as usize]).collect()
+        };
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["images", "none"]);
+        assert_eq!(texts(&found["images"]), ["{\"id\": 1}", "{\"id\": 2}"]);
+        assert!(found["none"].is_empty());
+        for (text, says) in [
+            ("[{}]", "'[' at its"),
+            (" ", "an empty file"),
+            ("{\"a\" 1}", "byte 5"),
+            ("{\"a\": [{}", "truncated"),
+        ] {
+            let error = lists(Cursor::new(text), Path::new("x.json")).unwrap_err();
+            let causes = format!("{error} {:?}", std::error::Error::source(&error));
+            assert!(causes.contains("x.json") && causes.contains(says), "{causes}");
         }
     }
 

@@ -1,14 +1,14 @@
 //! Random access to the records of JSON and JSONL files, by an index of where each begins.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::DataError;
 use crate::files::DataFile;
 use crate::json;
-use crate::json_index::{Place, index};
+use crate::json_index::{self, Place, index};
 use crate::sample::{Field, Sample};
 
 /// One or more JSON files read as one sequence of records. Only the records' places are held in memory.
@@ -91,11 +91,6 @@ impl JsonSet {
 
 impl JsonFile {
     fn read(&self, row: usize) -> std::io::Result<Vec<u8>> {
-        let (offset, length) = self.records[row];
-        let mut text = vec![0; length as usize];
-        let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
-        handle.seek(SeekFrom::Start(offset))?;
-        handle.read_exact(&mut text)?;
-        Ok(text)
+        json_index::read(&self.handle, self.records[row])
     }
 }

@@ -3,10 +3,10 @@
 //! [`Dataset`] gives records by number, from any thread, without ever holding the set in memory. [`Sample`] is one
 //! record whatever file it came from; its images are still encoded, decoding them is the business of whoever
 //! feeds a model. [`Concat`] reads several data sets, or shares of them, as one. [`ParquetWriter`] writes samples as the
-//! Hub's data sets are, [`TokenWriter`] token ids as sparsify reads them, [`hub`] downloads from the Hub.
-//! [`shuffled_order`] and [`shard`] say who reads what in which order, [`BadRecords`] what a bad record does.
+//! Hub's data sets are, [`TokenWriter`] token ids as sparsify reads them, [`hub`] downloads from the Hub, [`annotations`] reads COCO
+//! and ADE20K. [`shuffled_order`] and [`shard`] say who reads what in which order, [`BadRecords`] what a bad record does.
 //!
-//! The crate knows no model, no tokenizer, and decodes no image.
+//! The crate knows no model, no tokenizer, and decodes no image; of annotations it reads and writes PNG masks.
 //!
 //! ```
 //! use mm_data::{Dataset, ImageColumn, ParquetWriter, Role, Sample, Turn};
@@ -29,6 +29,7 @@
 //! # }
 //! ```
 
+pub mod annotations;
 mod chunks;
 mod columns;
 mod concat;

@@ -91,6 +91,11 @@ impl ParquetSet {
         self.files.last().map_or(0, |file| file.first + file.group_ends.last().copied().unwrap_or(0))
     }
 
+    /// Whether any file has a column of masks.
+    pub(crate) fn has_masks(&self) -> bool {
+        self.files.iter().any(|file| file.columns.has_masks())
+    }
+
     /// The file record `index` is in, and its row there.
     pub(crate) fn place(&self, index: usize) -> (PathBuf, usize) {
         let file = &self.files[self.file_of(index)];

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod annotated;
 mod cache_set;
 mod llava;
 mod shapes;
