@@ -9,7 +9,7 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use crate::error::PrepError;
 
 /// PIL's `2 * Image.MAX_IMAGE_PIXELS`, beyond which it raises `DecompressionBombError`.
-const MAX_PIXELS: u64 = 2 * 89_478_485;
+pub(crate) const MAX_PIXELS: u64 = 2 * 89_478_485;
 
 /// Decodes an image file's bytes (PNG, JPEG, GIF, BMP, TIFF, WebP, PNM) as PIL 13's
 /// `Image.open(file).convert("RGB")` does. EXIF orientation is *not* applied, except to TIFF, where PIL itself does.

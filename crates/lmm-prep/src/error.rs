@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::config::Size;
+
 /// Everything this crate reports about data it was given.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -73,6 +75,16 @@ pub enum PrepError {
         height: u32,
         /// Width in pixels.
         width: u32,
+    },
+    /// An image so thin that, its shorter side being what the settings say, too much is left of its longer one.
+    #[error("an image of {height} x {width} pixels (height x width) would be resized to {resized}")]
+    ThinImage {
+        /// Height in pixels.
+        height: u32,
+        /// Width in pixels.
+        width: u32,
+        /// What it would become.
+        resized: Size,
     },
     /// The image processor's settings do not cut this image into equal square tiles.
     #[error(

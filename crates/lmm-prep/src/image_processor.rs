@@ -1,15 +1,18 @@
 //! From an RGB image to normalised tiles, or to one: the pixel half of a processor.
 
+use std::ops::Range;
+
 use image::RgbImage;
 use ndarray::{Array3, Array4};
 use rayon::prelude::*;
 
 use crate::anyres::{TileGrid, best_canvas, fitted_size};
 use crate::config::{PreprocessorConfig, Size, TargetSize};
+use crate::decode::MAX_PIXELS;
 use crate::error::PrepError;
 use crate::inputs::ImageTiles;
-use crate::pixel_scale::{PixelScale, PixelStatistics};
-use crate::resample::resize;
+use crate::pixel_scale::PixelScale;
+use crate::resample::{resize, resize_window};
 
 /// Equal to transformers 4.57's `LlavaNextImageProcessor` ([`ImageProcessor::tiles`]), `CLIPImageProcessor` and
 /// `BitImageProcessor` ([`ImageProcessor::whole`]; the PIL ones), to the bit.
@@ -26,11 +29,7 @@ pub struct ImageProcessor {
 impl ImageProcessor {
     /// A processor with these settings.
     pub fn new(config: PreprocessorConfig) -> Self {
-        let statistics = PixelStatistics { mean: config.image_mean, std: config.image_std };
-        let scale = PixelScale::new(
-            config.do_rescale.then_some(config.rescale_factor),
-            config.do_normalize.then_some(statistics),
-        );
+        let scale = PixelScale::new(config.pixels);
         Self { config, scale }
     }
 
@@ -103,14 +102,24 @@ impl ImageProcessor {
     /// The whole `image` as one tile `[3, height, width]`: resized, cropped about its centre and normalised as the settings
     /// say, `image_grid_pinpoints` aside.
     ///
+    /// Of the resized image only what the crop shows is made: the shorter edge of a thin image may become 224 pixels and the longer
+    /// one millions.
+    ///
     /// # Errors
-    /// [`PrepError::EmptyImage`] for an image without pixels.
+    /// [`PrepError::EmptyImage`] for an image without pixels, [`PrepError::ThinImage`] for one that would come out with more pixels
+    /// than an image file may have, or with more in a row or column than there are numbers for.
     pub fn whole(&self, image: &RgbImage) -> Result<Array3<f32>, PrepError> {
         if image.height() == 0 || image.width() == 0 {
             return Err(PrepError::EmptyImage { height: image.height(), width: image.width() });
         }
         let region = Region::whole(image);
         let size = self.finished_size(&region);
+        let resized = self.resized_size(&region);
+        if resized.height.max(resized.width) == u32::MAX
+            || u64::from(size.height) * u64::from(size.width) > MAX_PIXELS
+        {
+            return Err(PrepError::ThinImage { height: image.height(), width: image.width(), resized });
+        }
         let (height, width) = (size.height as usize, size.width as usize);
         let mut pixels = Array3::zeros((3, height, width));
         // A new array is contiguous.
@@ -145,33 +154,30 @@ impl ImageProcessor {
     /// Resizes, crops and normalises one tile into `tile`, `[3, height, width]`.
     fn finish(&self, region: &Region<'_>, (height, width): (usize, usize), tile: &mut [f32]) {
         let size = self.resized_size(region);
-        let whole = (size.height as usize, size.width as usize);
-        let resized;
-        let region = if whole == (region.height, region.width) {
-            region
-        } else {
-            let filter = self.config.resample;
-            resized = if region.is_whole() {
-                resize(region.image, size.height, size.width, filter)
-            } else {
-                resize(&region.copied(), size.height, size.width, filter)
-            };
-            &Region::whole(&resized)
-        };
         // A crop larger than the tile shows zeros around it, a smaller one its middle. Python rounds both down.
-        let top = (whole.0 as i64 - height as i64).div_euclid(2);
-        let left = (whole.1 as i64 - width as i64).div_euclid(2);
+        let rows = Shown::of(size.height as usize, height);
+        let cols = Shown::of(size.width as usize, width);
+        let resized;
+        let (region, top, left) =
+            if (size.height as usize, size.width as usize) == (region.height, region.width) {
+                (region, rows.source.start, cols.source.start)
+            } else {
+                let window = |image: &RgbImage| {
+                    let (rows, cols) = (&rows.source, &cols.source);
+                    resize_window(image, size.height, size.width, rows, cols, self.config.resample)
+                };
+                resized = if region.is_whole() { window(region.image) } else { window(&region.copied()) };
+                (&Region::whole(&resized), 0, 0)
+            };
         let blank: [f32; 3] = std::array::from_fn(|channel| self.scale.table(channel)[0]);
         let (red, rest) = tile.split_at_mut(height * width);
         let (green, blue) = rest.split_at_mut(height * width);
-        let first = (-left).max(0) as usize;
-        let last = (whole.1 as i64 - left).min(width as i64) as usize;
-        let rows =
+        let (first, last) = (cols.before, cols.before + cols.source.len());
+        let planes =
             red.chunks_exact_mut(width).zip(green.chunks_exact_mut(width)).zip(blue.chunks_exact_mut(width));
         let tables: [&[f32; 256]; 3] = std::array::from_fn(|channel| self.scale.table(channel));
-        for (y, ((red, green), blue)) in rows.enumerate() {
-            let source_row = y as i64 + top;
-            if !(0..whole.0 as i64).contains(&source_row) {
+        for (y, ((red, green), blue)) in planes.enumerate() {
+            if !(rows.before..rows.before + rows.source.len()).contains(&y) {
                 red.fill(blank[0]);
                 green.fill(blank[1]);
                 blue.fill(blank[2]);
@@ -181,14 +187,33 @@ impl ImageProcessor {
                 plane[..first].fill(blank);
                 plane[last..].fill(blank);
             }
-            let pixels =
-                region.row(source_row as usize)[(first as i64 + left) as usize * 3..].chunks_exact(3);
+            let pixels = region.row(top + y - rows.before)[left * 3..].chunks_exact(3);
             let planes = red[first..last].iter_mut().zip(&mut green[first..last]).zip(&mut blue[first..last]);
             for (((red, green), blue), pixel) in planes.zip(pixels) {
                 *red = tables[0][usize::from(pixel[0])];
                 *green = tables[1][usize::from(pixel[1])];
                 *blue = tables[2][usize::from(pixel[2])];
             }
+        }
+    }
+}
+
+/// Of one axis, what a crop about the centre shows.
+struct Shown {
+    /// Zeros before the first pixel.
+    before: usize,
+    /// The pixels.
+    source: Range<usize>,
+}
+
+impl Shown {
+    /// Of `length` pixels cropped to `crop`.
+    fn of(length: usize, crop: usize) -> Self {
+        if crop > length {
+            Self { before: (crop - length).div_ceil(2), source: 0..length }
+        } else {
+            let start = (length - crop) / 2;
+            Self { before: 0, source: start..start + crop }
         }
     }
 }

@@ -124,6 +124,15 @@ impl Fields {
         Err(self.error(name, expected, value.to_string()))
     }
 
+    /// A number above 0, or `default` where the key is absent.
+    ///
+    /// # Errors
+    /// [`PrepError::Field`] where the value is no such number.
+    pub fn positive(&mut self, name: &str, default: f64) -> Result<f64, PrepError> {
+        let value = self.or(name, default)?;
+        if value > 0.0 { Ok(value) } else { Err(self.error(name, "a number above 0", value.to_string())) }
+    }
+
     /// A value that may be `null`; an absent key gives `default`.
     ///
     /// # Errors

@@ -68,7 +68,7 @@ pub use image_processor::ImageProcessor;
 pub use inputs::{ImageTiles, Inputs};
 pub use json::{Fields, FromJson};
 pub use layout::{ImageSpan, TokenKind, TokenLayout};
-pub use pixel_scale::{PixelScale, PixelStatistics};
+pub use pixel_scale::{PixelConfig, PixelScale, PixelStatistics};
 pub use processor::Processor;
 pub use resample::{Filter, resize};
 pub use text_stream::{Said, TextStream};

@@ -5,6 +5,8 @@
 //! reproduced; what is free is the order of the sums, which integers do not notice. So the horizontal pass runs on blocks
 //! of rows turned on their side, where it is the same walk down columns of contiguous bytes as the vertical pass.
 
+use std::ops::Range;
+
 use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -110,20 +112,21 @@ const LANES: usize = BLOCK_ROWS * CHANNELS;
 /// Which source pixels make each output pixel of one axis, and with what weight.
 struct Taps {
     /// For output i: the first source pixel, and its weights' range in `weights`.
-    windows: Vec<(usize, std::ops::Range<usize>)>,
+    windows: Vec<(usize, Range<usize>)>,
     weights: Vec<i32>,
 }
 
 impl Taps {
-    fn new(filter: Filter, source: usize, target: usize) -> Self {
+    /// Those of the output pixels `shown`, of `target`.
+    fn new(filter: Filter, source: usize, target: usize, shown: &Range<usize>) -> Self {
         let scale = source as f64 / target as f64;
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
         let inverse = 1.0 / filter_scale;
-        let mut windows = Vec::with_capacity(target);
+        let mut windows = Vec::with_capacity(shown.len());
         let mut weights = Vec::new();
         let mut exact = Vec::new();
-        for index in 0..target {
+        for index in shown.clone() {
             let center = (index as f64 + 0.5) * scale;
             // C's conversion to int truncates towards zero, as `as` does.
             let first = ((center - support + 0.5) as i64).max(0) as usize;
@@ -141,6 +144,38 @@ impl Taps {
         }
         Self { windows, weights }
     }
+
+    /// The source pixels that have a weight.
+    fn source(&self) -> Range<usize> {
+        let first = self.windows.iter().map(|(first, _)| *first).min().unwrap_or(0);
+        let end = self.windows.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
+        first..end.max(first)
+    }
+
+    /// The same for a source that begins at the pixel `first` of this one.
+    fn starting_at(mut self, first: usize) -> Self {
+        for window in &mut self.windows {
+            window.0 -= first;
+        }
+        self
+    }
+}
+
+/// How the pixels of one axis come about: those of the source that are needed, and their weights unless they stay as they are.
+struct Axis {
+    source: Range<usize>,
+    taps: Option<Taps>,
+}
+
+impl Axis {
+    fn new(filter: Filter, source: usize, target: usize, shown: &Range<usize>) -> Self {
+        if source == target {
+            return Self { source: shown.clone(), taps: None };
+        }
+        let taps = Taps::new(filter, source, target, shown);
+        let source = taps.source();
+        Self { taps: Some(taps.starting_at(source.start)), source }
+    }
 }
 
 /// Resizes to `height` x `width` as `PIL.Image.resize((width, height), filter)` does. The same size is a copy.
@@ -157,23 +192,61 @@ pub fn resize(image: &RgbImage, height: u32, width: u32, filter: Filter) -> RgbI
     if (from_height, from_width) == (height, width) {
         return image.clone();
     }
+    resize_window(image, height, width, &(0..height as usize), &(0..width as usize), filter)
+}
+
+/// The pixels of these rows and columns of [`resize`]'s image, to the bit, made without the others: the memory it takes does not
+/// grow with `height` and `width`.
+///
+/// # Panics
+/// If the image or the window has no pixels, or the window reaches beyond `height` x `width`.
+#[track_caller]
+pub(crate) fn resize_window(
+    image: &RgbImage,
+    height: u32,
+    width: u32,
+    rows: &Range<usize>,
+    cols: &Range<usize>,
+    filter: Filter,
+) -> RgbImage {
+    let (from_rows, from_cols) = (image.height() as usize, image.width() as usize);
+    let fits = rows.end <= height as usize && cols.end <= width as usize;
+    assert!(
+        from_rows > 0 && from_cols > 0 && !rows.is_empty() && !cols.is_empty() && fits,
+        "rows {rows:?} and columns {cols:?} of {from_rows}x{from_cols} pixels resized to {height}x{width}"
+    );
     if filter == Filter::Nearest {
-        return nearest(image, height, width);
+        return nearest(image, height, width, rows, cols);
     }
-    let (rows, cols) = (height as usize, width as usize);
-    let (from_rows, from_cols) = (from_height as usize, from_width as usize);
-    let across = |source: &[u8]| horizontal(source, from_cols, &Taps::new(filter, from_cols, cols));
-    let down = |source: &[u8], row: usize| vertical(source, row, &Taps::new(filter, from_rows, rows));
-    let source = image.as_raw();
-    let bytes = match (cols != from_cols, rows != from_rows) {
-        (true, true) if is_vertical_first(image, height, width) => {
-            across(&down(source, from_cols * CHANNELS))
+    let down = Axis::new(filter, from_rows, height as usize, rows);
+    let across = Axis::new(filter, from_cols, width as usize, cols);
+    let needed = cut_out(image, &down.source, &across.source);
+    let source = needed.as_ref().map_or(image.as_raw().as_slice(), Vec::as_slice);
+    let (from_row, to_row) = (across.source.len() * CHANNELS, cols.len() * CHANNELS);
+    let bytes = match (&across.taps, &down.taps) {
+        (Some(across), Some(down)) if is_vertical_first(image, height, width) => {
+            horizontal(&vertical(source, from_row, down), from_row, across)
         }
-        (true, true) => down(&across(source), cols * CHANNELS),
-        (true, false) => across(source),
-        (false, _) => down(source, cols * CHANNELS),
+        (Some(across), Some(down)) => vertical(&horizontal(source, from_row, across), to_row, down),
+        (Some(across), None) => horizontal(source, from_row, across),
+        (None, Some(down)) => vertical(source, from_row, down),
+        (None, None) => source.to_vec(),
     };
-    RgbImage::from_raw(width, height, bytes).expect("both passes fill height x width x 3 bytes")
+    RgbImage::from_raw(cols.len() as u32, rows.len() as u32, bytes)
+        .expect("both passes fill rows x columns x 3 bytes")
+}
+
+/// The bytes of these rows and columns; `None` where that is the whole image.
+fn cut_out(image: &RgbImage, rows: &Range<usize>, cols: &Range<usize>) -> Option<Vec<u8>> {
+    let (height, width) = (image.height() as usize, image.width() as usize);
+    if (rows, cols) == (&(0..height), &(0..width)) {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(rows.len() * cols.len() * CHANNELS);
+    for row in image.as_raw().chunks_exact(width * CHANNELS).take(rows.end).skip(rows.start) {
+        bytes.extend_from_slice(&row[cols.start * CHANNELS..cols.end * CHANNELS]);
+    }
+    Some(bytes)
 }
 
 /// Whether the vertical pass goes first: where the height loses more than twice the pixels the width does. Since Pillow
@@ -184,14 +257,13 @@ fn is_vertical_first(image: &RgbImage, height: u32, width: u32) -> bool {
     rows > 0 && rows > 2 * cols
 }
 
-/// Every row from `from_cols` to `taps.windows.len()` pixels.
-fn horizontal(source: &[u8], from_cols: usize, taps: &Taps) -> Vec<u8> {
-    let cols = taps.windows.len();
-    let (from_row, to_row) = (from_cols * CHANNELS, cols * CHANNELS);
+/// Every row, `from_row` bytes, to `taps.windows.len()` pixels.
+fn horizontal(source: &[u8], from_row: usize, taps: &Taps) -> Vec<u8> {
+    let to_row = taps.windows.len() * CHANNELS;
     let mut target = vec![0; source.len() / from_row * to_row];
     let blocks = target.par_chunks_mut(BLOCK_ROWS * to_row).zip(source.par_chunks(BLOCK_ROWS * from_row));
     blocks.for_each_init(
-        || vec![0; from_cols * LANES],
+        || vec![0; from_row / CHANNELS * LANES],
         |turned, (target, source)| {
             // A short last block leaves old rows in the remaining lanes; they are computed and not copied out.
             for (row, bytes) in source.chunks_exact(from_row).enumerate() {
@@ -292,27 +364,64 @@ mod x86 {
     }
 }
 
-/// PIL's affine transform with the nearest filter, which is what its resize does for `NEAREST`.
-fn nearest(image: &RgbImage, height: u32, width: u32) -> RgbImage {
+/// PIL's affine transform with the nearest filter, which is what its resize does for `NEAREST`; of it these rows and columns.
+fn nearest(image: &RgbImage, height: u32, width: u32, rows: &Range<usize>, cols: &Range<usize>) -> RgbImage {
     // The source coordinate is accumulated, not multiplied: its rounding errors are part of the result.
-    let indices = |source: u32, target: u32| -> Vec<u32> {
+    let indices = |source: u32, target: u32, shown: &Range<usize>| -> Vec<u32> {
         let step = f64::from(source) / f64::from(target);
         let mut position = step * 0.5;
-        (0..target)
-            .map(|_| {
-                let index = (position as u32).min(source - 1);
-                position += step;
-                index
-            })
-            .collect()
+        let mut indices = Vec::with_capacity(shown.len());
+        for target in 0..shown.end {
+            if target >= shown.start {
+                indices.push((position as u32).min(source - 1));
+            }
+            position += step;
+        }
+        indices
     };
-    let (rows, cols) = (indices(image.height(), height), indices(image.width(), width));
-    RgbImage::from_fn(width, height, |x, y| *image.get_pixel(cols[x as usize], rows[y as usize]))
+    let (from_rows, from_cols) = (indices(image.height(), height, rows), indices(image.width(), width, cols));
+    RgbImage::from_fn(cols.len() as u32, rows.len() as u32, |x, y| {
+        *image.get_pixel(from_cols[x as usize], from_rows[y as usize])
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_window_shows_what_the_whole_has_there() {
+        let image = RgbImage::from_fn(37, 23, |x, y| {
+            image::Rgb([(x * 7 + y) as u8, (y * 11) as u8, (x * x + y * y) as u8])
+        });
+        // Larger, smaller, one axis only, and the vertical pass first.
+        let sizes = [(70, 91), (9, 12), (23, 50), (50, 37), (23, 20), (5, 37), (4, 36)];
+        let filters = [
+            Filter::Nearest,
+            Filter::Box,
+            Filter::Bilinear,
+            Filter::Hamming,
+            Filter::Bicubic,
+            Filter::Lanczos,
+        ];
+        for (height, width) in sizes {
+            for filter in filters {
+                let whole = resize(&image, height, width, filter);
+                let (bottom, right) = (height as usize, width as usize);
+                for (rows, cols) in [
+                    (0..1, 0..right),
+                    (bottom - 1..bottom, right / 2..right),
+                    (bottom / 3..bottom - 1, 1..right - 1),
+                ] {
+                    let got = resize_window(&image, height, width, &rows, &cols, filter);
+                    let wanted = RgbImage::from_fn(cols.len() as u32, rows.len() as u32, |x, y| {
+                        *whole.get_pixel(x + cols.start as u32, y + rows.start as u32)
+                    });
+                    assert!(got == wanted, "{rows:?} x {cols:?} of {height} x {width}, {filter:?}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_path_of_the_sum_gives_the_plain_sum() {

@@ -59,7 +59,11 @@ pub enum NnError {
         source: std::io::Error,
     },
     /// A folder holds no weights.
-    #[error("{} holds neither model.safetensors nor model.safetensors.index.json", folder.display())]
+    #[error(
+        "{} holds neither model.safetensors nor model.safetensors.index.json (of some of the Hub's models only a pull request \
+         does: OWNER/NAME@refs/pr/NUMBER)",
+        folder.display()
+    )]
     NoWeights {
         /// The folder.
         folder: PathBuf,

@@ -177,7 +177,8 @@ impl Weights {
         })
     }
 
-    fn fetch(&self, name: &str, shape: &[i64]) -> Result<Option<Tensor>, Mismatch> {
+    /// A tensor from a file in `wanted`, or in the dtype of all.
+    fn fetch(&self, name: &str, shape: &[i64], wanted: Option<Kind>) -> Result<Option<Tensor>, Mismatch> {
         let mismatch = |got: String| Mismatch { name: name.to_owned(), expected: shape.to_vec(), got };
         match &self.source {
             Source::Tensors(tensors) => match tensors.get(name) {
@@ -187,7 +188,10 @@ impl Weights {
             },
             Source::Files { shards, device, kind, stored_names } => match stored_names.get(name) {
                 None => Ok(None),
-                Some(stored) => shards.read(stored, shape, *device, *kind).map(Some).map_err(mismatch),
+                Some(stored) => {
+                    let kind = wanted.unwrap_or(*kind);
+                    shards.read(stored, shape, *device, kind).map(Some).map_err(mismatch)
+                }
             },
         }
     }
@@ -201,7 +205,7 @@ impl Weights {
                 shards.with_stored(&stored_names[name], shape, quantise).map(Some).map_err(mismatch)
             }
             _ => {
-                let found = self.fetch(name, shape)?;
+                let found = self.fetch(name, shape, None)?;
                 Ok(found.map(|tensor| QuantisedMatrix::new(&tensor, tensor.kind())))
             }
         }
@@ -219,8 +223,17 @@ impl Scope<'_> {
     ///
     /// If there is none, or one of another shape, that is recorded for [`Weights::finish`] and zeros are returned.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Tensor {
+        self.tensor_of(name, shape, None)
+    }
+
+    /// The same in `kind`, whatever the dtype of the model: files are read in it, not rounded to the model's first.
+    pub fn tensor_in(&self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
+        self.tensor_of(name, shape, Some(kind)).to_kind(kind)
+    }
+
+    fn tensor_of(&self, name: &str, shape: &[i64], kind: Option<Kind>) -> Tensor {
         let path = self.path(name);
-        let found = self.weights.fetch(&path, shape);
+        let found = self.weights.fetch(&path, shape, kind);
         if let Some(tensor) = self.record(&path, shape, found, |tensor| bytes_of(tensor, tensor.kind())) {
             return tensor;
         }

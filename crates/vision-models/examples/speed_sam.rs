@@ -58,7 +58,7 @@ fn main() -> Result<()> {
         let prepare = clock.lap();
         let image = SamImage { embedding: sam.image_embedding(&pixels), sizes };
         let embed = clock.lap();
-        let masks = sam.masks(&image, &boxes, false);
+        let masks = sam.masks(&image, &boxes, false)?;
         let mask = clock.lap();
         if run > 0 {
             println!("{}", json!({ "prepare": prepare, "embed": embed, "masks": mask }));

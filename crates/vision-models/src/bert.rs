@@ -91,7 +91,7 @@ impl BertConfig {
                 1..=LARGEST,
             )?,
             type_vocab_size: fields.within("type_vocab_size", default.type_vocab_size, 1..=LARGEST)?,
-            layer_norm_eps: fields.or("layer_norm_eps", default.layer_norm_eps)?,
+            layer_norm_eps: fields.positive("layer_norm_eps", default.layer_norm_eps)?,
             extra: Map::new(),
         };
         if !config.hidden_size.is_multiple_of(config.num_attention_heads) {

@@ -119,20 +119,33 @@ impl Clip {
     ///
     /// # Errors
     /// When a file is absent or unsound, the configuration is not supported, tensors are missing, mis-shaped or left over, images
-    /// do not come out as the tower takes them, or the tokenizer has ids the text tower has not.
+    /// do not come out as the tower takes them, the tokenizer has ids the text tower has not, or ends texts with another token than
+    /// the one they are pooled at: transformers pools them all at their first token then, whatever they say.
     pub fn open(folder: &Path, device: Device, kind: Kind) -> Result<Self, VisionError> {
         let config = ClipConfig::load(folder)?;
         let preprocessor = PreprocessorConfig::load_whole(folder)?;
         check_side(folder, &preprocessor, config.vision_config.image_size)?;
-        let text = &config.text_config;
+        let tower = &config.text_config;
         let tokenizer =
-            Tokenizer::load_or(folder, TokenizerClass::Clip)?.truncated(text.max_position_embeddings)?;
-        if tokenizer.max_id() as usize >= text.vocab_size {
+            Tokenizer::load_or(folder, TokenizerClass::Clip)?.truncated(tower.max_position_embeddings)?;
+        if tokenizer.max_id() as usize >= tower.vocab_size {
             return Err(VisionError::Folder {
                 folder: folder.to_owned(),
                 field: "text_config.vocab_size of config.json",
                 expected: format!("more than {}, the highest id of the tokenizer", tokenizer.max_id()),
-                got: text.vocab_size.to_string(),
+                got: tower.vocab_size.to_string(),
+            });
+        }
+        let ends = tokenizer.encode("", true)?;
+        if text::pooled_place(&ends, tower.eos_token_id) + 1 != ends.len() {
+            return Err(VisionError::Folder {
+                folder: folder.to_owned(),
+                field: "text_config.eos_token_id of config.json",
+                expected: match ends.last() {
+                    Some(end) => format!("{end}, with which the tokenizer ends texts"),
+                    None => "a tokenizer that ends texts with it".to_owned(),
+                },
+                got: tower.eos_token_id.to_string(),
             });
         }
         let weights = Weights::open(folder, device, kind)?;
@@ -169,7 +182,7 @@ impl Clip {
     /// The pixel values of an image, `[3, side, side]`, f32 on the CPU: equal to `CLIPImageProcessor`'s to the bit.
     ///
     /// # Errors
-    /// [`VisionError::Prep`] for an image without pixels.
+    /// [`VisionError::Prep`] for an image without pixels, or one too thin to be resized.
     pub fn pixels(&self, image: &RgbImage) -> Result<Tensor, VisionError> {
         whole(&self.processor, image)
     }
@@ -202,8 +215,8 @@ impl Clip {
     /// Images as vectors of unit length, `[n, projection]`, f32 on the model's device. Their dot product with a text's is the
     /// cosine that CLIP scores are made of. No gradients.
     ///
-    /// Pixels of the next few images are prepared on rayon's threads while the model computes. The result does not depend on how
-    /// many there are.
+    /// Pixels of the next few images are prepared on rayon's threads while the model computes, 16 images at a time. An image's vector
+    /// does not depend on the others but for rounding: where fewer are left, kernels may sum in another order.
     ///
     /// # Errors
     /// As [`Clip::pixels`].

@@ -37,6 +37,12 @@ pub enum VisionError {
         /// What becomes of it.
         what: String,
     },
+    /// A model that computed what is no number. In f16 large scores overflow; otherwise its weights are damaged.
+    #[error("{what} are not finite: f16 overflows where bf16 and f32 do not, or the weights are damaged")]
+    NotFinite {
+        /// What it computed.
+        what: &'static str,
+    },
     /// A text of more tokens than the model reads.
     #[error("a text of {tokens} tokens, of which the model reads {limit}: {text:?}")]
     TextLength {

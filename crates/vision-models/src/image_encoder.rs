@@ -7,26 +7,15 @@ use lmm_prep::{
     ClipConfig, ClipVisionConfig, Dinov2Config, ImageProcessor, LlavaNextConfig, PreprocessorConfig,
     model_type,
 };
-use torch_nn::Weights;
 use torch_nn::tch::{Device, Kind, Tensor};
+use torch_nn::{Linear, Weights};
 
 use crate::pixels::{check_side, embed_overlapped};
-use crate::{Clip, Dinov2, PooledClipVision, VisionError};
+use crate::{Dinov2, PooledClipVision, VisionError};
 
-/// An image encoder: CLIP with its projection, a bare CLIP tower, or DINOv2.
+/// An image encoder: CLIP's image half with its projection, a bare CLIP tower, or DINOv2.
 #[derive(Debug)]
 pub struct ImageEncoder {
-    encoder: Encoder,
-}
-
-#[derive(Debug)]
-enum Encoder {
-    Projected(Box<Clip>),
-    Pooled(Box<Pooled>),
-}
-
-#[derive(Debug)]
-struct Pooled {
     tower: Tower,
     processor: ImageProcessor,
     width: usize,
@@ -36,8 +25,9 @@ struct Pooled {
 
 #[derive(Debug)]
 enum Tower {
-    Clip(PooledClipVision),
-    Dinov2(Dinov2),
+    Projected(Box<PooledClipVision>, Linear),
+    Clip(Box<PooledClipVision>),
+    Dinov2(Box<Dinov2>),
 }
 
 impl ImageEncoder {
@@ -49,15 +39,28 @@ impl ImageEncoder {
     /// | `clip_vision_model`, `llava_next` | the class token of the vision tower, behind `post_layernorm` |
     /// | `dinov2` | the class token, behind `layernorm` |
     ///
+    /// Of a `clip` neither text tower nor tokenizer is needed.
+    ///
     /// # Errors
     /// When a file is absent or unsound, the model is none of these, tensors are missing, mis-shaped or (in the part that is
     /// used) left over, or images do not come out as the model takes them.
     pub fn open(folder: &Path, device: Device, kind: Kind) -> Result<Self, VisionError> {
-        if model_type(folder)? == "clip" {
-            let clip = Clip::open(folder, device, kind)?;
-            return Ok(Self { encoder: Encoder::Projected(Box::new(clip)) });
+        if model_type(folder)? != "clip" {
+            return Self::open_tower(folder, device, kind);
         }
-        Self::open_tower(folder, device, kind)
+        let config = ClipConfig::load(folder)?;
+        let (vision, width) = (&config.vision_config, config.projection_dim);
+        let processor = processor_of(folder, vision)?;
+        let weights = Weights::open(folder, device, kind)?;
+        let root = weights.root();
+        for unneeded in ["text_model", "text_projection", "logit_scale"] {
+            root.skip(unneeded);
+        }
+        let pooled = PooledClipVision::load(&root.sub("vision_model"), vision);
+        let (inner, outer) = (vision.hidden_size as i64, width as i64);
+        let projection = Linear::load(&root.sub("visual_projection"), inner, outer, false);
+        weights.finish()?;
+        Ok(Self { tower: Tower::Projected(Box::new(pooled), projection), processor, width, device, kind })
     }
 
     /// The same, but of a `clip` its bare vision tower: the class token, behind `post_layernorm`, and no projection.
@@ -80,8 +83,7 @@ impl ImageEncoder {
                 });
             }
         };
-        let preprocessor = PreprocessorConfig::load_whole(folder)?;
-        check_side(folder, &preprocessor, vision.image_size)?;
+        let processor = processor_of(folder, &vision)?;
         let weights = Weights::open(folder, device, kind)?;
         let root = weights.root();
         // LLaVA-NeXT's two key layouts put the tower below a prefix.
@@ -91,12 +93,9 @@ impl ImageEncoder {
         for name in weights.names().filter(|name| !name.starts_with(&at)) {
             root.skip(name);
         }
-        let tower = Tower::Clip(PooledClipVision::load(&root.sub(&at), &vision));
+        let tower = Tower::Clip(Box::new(PooledClipVision::load(&root.sub(&at), &vision)));
         weights.finish()?;
-        let processor = ImageProcessor::new(preprocessor);
-        let width = vision.hidden_size;
-        let pooled = Pooled { tower, processor, width, device, kind };
-        Ok(Self { encoder: Encoder::Pooled(Box::new(pooled)) })
+        Ok(Self { tower, processor, width: vision.hidden_size, device, kind })
     }
 
     fn open_dinov2(folder: &Path, device: Device, kind: Kind) -> Result<Self, VisionError> {
@@ -116,39 +115,37 @@ impl ImageEncoder {
             });
         }
         let weights = Weights::open(folder, device, kind)?;
-        let tower = Tower::Dinov2(Dinov2::load(&weights.root(), &config, side));
+        let tower = Tower::Dinov2(Box::new(Dinov2::load(&weights.root(), &config, side)));
         weights.finish()?;
         let processor = ImageProcessor::new(preprocessor);
-        let width = config.hidden_size;
-        let pooled = Pooled { tower, processor, width, device, kind };
-        Ok(Self { encoder: Encoder::Pooled(Box::new(pooled)) })
+        Ok(Self { tower, processor, width: config.hidden_size, device, kind })
     }
 
     /// Length of the vectors.
     pub fn width(&self) -> usize {
-        match &self.encoder {
-            Encoder::Projected(clip) => clip.width(),
-            Encoder::Pooled(pooled) => pooled.width,
-        }
+        self.width
     }
 
     /// Images as vectors of unit length, `[n, width]`, f32 on the model's device. No gradients.
     ///
-    /// Pixels of the next few images are prepared on rayon's threads while the model computes. The result does not depend on how
-    /// many there are.
+    /// Pixels of the next few images are prepared on rayon's threads while the model computes, 16 images at a time. An image's vector
+    /// does not depend on the others but for rounding: where fewer are left, kernels may sum in another order.
     ///
     /// # Errors
-    /// [`VisionError::Prep`] for an image without pixels.
+    /// [`VisionError::Prep`] for an image without pixels, or one too thin to be resized.
     pub fn embed(&self, images: &[RgbImage]) -> Result<Tensor, VisionError> {
-        match &self.encoder {
-            Encoder::Projected(clip) => clip.embed_images(images),
-            Encoder::Pooled(pooled) => {
-                let Pooled { tower, processor, width, device, kind } = &**pooled;
-                embed_overlapped(images, processor, *device, *kind, *width, |pixels| match tower {
-                    Tower::Clip(tower) => tower.pooled(pixels),
-                    Tower::Dinov2(tower) => tower.pooled(pixels),
-                })
-            }
-        }
+        let Self { tower, processor, width, device, kind } = self;
+        embed_overlapped(images, processor, *device, *kind, *width, |pixels| match tower {
+            Tower::Projected(tower, projection) => projection.forward(&tower.pooled(pixels)),
+            Tower::Clip(tower) => tower.pooled(pixels),
+            Tower::Dinov2(tower) => tower.pooled(pixels),
+        })
     }
+}
+
+/// What makes the pixels that a CLIP tower takes.
+fn processor_of(folder: &Path, vision: &ClipVisionConfig) -> Result<ImageProcessor, VisionError> {
+    let preprocessor = PreprocessorConfig::load_whole(folder)?;
+    check_side(folder, &preprocessor, vision.image_size)?;
+    Ok(ImageProcessor::new(preprocessor))
 }

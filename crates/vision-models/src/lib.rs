@@ -1,4 +1,4 @@
-//! Vision models on libtorch: CLIP, whole or its image half alone, and DINOv2.
+//! Vision models on libtorch: CLIP, whole or its image half alone, DINOv2, GroundingDINO and Segment Anything.
 //!
 //! * [`Clip`] is a model folder: pictures and texts become vectors of unit length, whose dot products are the cosines that CLIP
 //!   scores are made of. [`ClipModel`] is the same without files, for training: its parts are differentiable.
@@ -6,8 +6,12 @@
 //!   later layers are neither loaded nor computed. [`ClipText`] is the text tower. Their layers are one piece of code, DINOv2's
 //!   too.
 //! * [`ImageEncoder`] opens whichever of these models a folder holds, for scores that only compare pictures.
+//! * [`grounding_dino`] finds in a picture what a phrase names; [`swin`] and [`bert`] are its encoders of picture and phrase.
+//! * [`sam`] cuts out of a picture what lies in a box or at a point.
 //!
-//! The crate knows no language model. What it computes is held against transformers 4.57 stage by stage (`tests/parity`).
+//! The crate knows no model that generates text. What it computes is held against transformers 4.57 stage by stage (`tests/parity`),
+//! on a CPU. On a GPU sums are taken in other orders; f32 stays f32, as convolutions there are kept from TF32 while no gradients are
+//! asked for ([`torch_nn::Conv2d`]). Of detections and masks, a model that overflows (in f16) makes errors, not empty results.
 //!
 //! ```
 //! use lmm_prep::ClipVisionConfig;

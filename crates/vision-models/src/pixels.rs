@@ -10,7 +10,7 @@ use torch_nn::tch::{self, Device, Kind, Tensor};
 use crate::VisionError;
 
 /// Images or texts in one pass of a model. The hidden states of so many stay in a processor's cache where those of a large batch do not,
-/// and results do not depend on how callers batch beyond it.
+/// and results depend on how callers batch by roundings only.
 pub(crate) const PASS: usize = 16;
 
 /// Pixel values of one pass: flat, with their shape `[n, 3, height, width]`.

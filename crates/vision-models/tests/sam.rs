@@ -77,14 +77,14 @@ fn many_prompts_of_several_shapes_are_answered_one_by_one_and_in_order() {
         bounds: Some(box_at(4)),
     });
     for (multimask, per_prompt) in [(false, 1), (true, 3)] {
-        let masks = sam.masks(&image, &prompts, multimask);
+        let masks = sam.masks(&image, &prompts, multimask).unwrap();
         assert_eq!(masks.len(), per_prompt * prompts.len());
         for (index, mask) in masks.iter().enumerate() {
             assert_eq!((mask.prompt, mask.height, mask.width), (index / per_prompt, 33, 60));
             assert_eq!(mask.pixels.len(), 33 * 60);
         }
         for (index, prompt) in prompts.iter().enumerate() {
-            let alone = sam.masks(&image, std::slice::from_ref(prompt), multimask);
+            let alone = sam.masks(&image, std::slice::from_ref(prompt), multimask).unwrap();
             for (together, alone) in masks[index * per_prompt..].iter().zip(&alone) {
                 assert!((together.score - alone.score).abs() < 1e-5, "prompt {index}");
                 let differing = together.pixels.iter().zip(&alone.pixels).filter(|(a, b)| a != b).count();
@@ -94,7 +94,7 @@ fn many_prompts_of_several_shapes_are_answered_one_by_one_and_in_order() {
         // The masks depend on the prompts at all.
         assert!(masks.iter().any(|mask| mask.pixels != masks[0].pixels));
     }
-    assert!(sam.masks(&image, &[] as &[SamPrompt], true).is_empty());
+    assert!(sam.masks(&image, &[] as &[SamPrompt], true).unwrap().is_empty());
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_folder_is_read_strictly() {
     let sam = open().unwrap();
     let image = sam.embed(&picture(10, 20)).unwrap();
     assert_eq!(image.sizes.resized, Size { height: 32, width: 64 });
-    assert_eq!(sam.masks(&image, &[box_at(0)], false)[0].pixels.len(), 200);
+    assert_eq!(sam.masks(&image, &[box_at(0)], false).unwrap()[0].pixels.len(), 200);
 }
 
 #[test]
@@ -193,6 +193,7 @@ fn the_configuration_has_pythons_defaults_and_refuses_what_does_not_fit() {
     };
     let vision = "vision_config";
     refused(vision, r#"{"hidden_act": "mish"}"#, "vision_config.hidden_act");
+    refused(vision, r#"{"layer_norm_eps": 0}"#, "vision_config.layer_norm_eps");
     refused(vision, r#"{"hidden_size": 100}"#, "vision_config.num_attention_heads");
     refused(vision, r#"{"hidden_size": 100000000}"#, "vision_config.hidden_size");
     refused(vision, r#"{"num_attention_heads": 0}"#, "vision_config.num_attention_heads");

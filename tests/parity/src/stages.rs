@@ -112,6 +112,9 @@ fn measure(got: &Array, want: &Array, tolerance: Tolerance) -> (String, bool) {
     if got.shape != want.shape {
         return (format!("shape: got {:?}, want {:?}", got.shape, want.shape), true);
     }
+    if got.values.len() != want.values.len() {
+        return (format!("length: got {}, want {}", got.values.len(), want.values.len()), true);
+    }
     let Errors { max, rms, worst } = Errors::of(got, want);
     let mut note = format!("max {max:.1e}  rms {rms:.1e}");
     // Written so that NaN fails too.
@@ -172,7 +175,12 @@ mod tests {
     #[test]
     fn nan_shape_length_and_inequality_fail() {
         let want = array(&[1.0, 2.0]);
-        for (got, expected) in [(array(&[f32::NAN, 2.0]), "NaN"), (array(&[1.0, 2.0, 3.0, 4.0]), "shape")] {
+        let surplus = Array { values: vec![1.0, 2.0, 3.0], ..array(&[1.0, 2.0]) };
+        for (got, expected) in [
+            (array(&[f32::NAN, 2.0]), "NaN"),
+            (array(&[1.0, 2.0, 3.0, 4.0]), "shape"),
+            (surplus, "length: got 3, want 2"),
+        ] {
             let mut stages = Stages::new("toy", Tolerance::F32);
             stages.close("stage", &got, &want);
             assert!(message(stages).contains(expected));

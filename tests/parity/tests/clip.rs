@@ -13,8 +13,10 @@ use parity_tests::{Array, Stages, Tensors, Tolerance};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 use tensor::array;
-use torch_nn::Weights;
+use torch_nn::{DeviceChoice, Weights};
 use vision_models::{Clip, Dinov2, ImageEncoder, VisionError};
+
+const GPU: Tolerance = Tolerance { max: 1e-4, rms: 1e-4 };
 
 #[derive(Deserialize)]
 struct Case {
@@ -195,6 +197,39 @@ fn an_image_encoder_is_the_projection_or_the_bare_tower_of_a_folder() {
     }
 }
 
+/// Where there is a GPU.
+#[test]
+fn a_gpu_gives_the_same_but_for_the_order_of_sums() {
+    let Ok(device) = DeviceChoice::Cuda(0).open() else { return };
+    for name in ["modern", "old"] {
+        let fixture = Fixture::load(name);
+        let clip = Clip::open(&fixture.model, device, Kind::Float).unwrap();
+        let mut stages = Stages::new(format!("clip/{name} on a GPU"), GPU);
+        let (seen, read) =
+            (clip.embed_images(&fixture.images()).unwrap(), clip.embed_texts(&fixture.texts()).unwrap());
+        stages.close("image_embeds", &array(&seen), &fixture.tensors.array("image_embeds"));
+        stages.close("text_embeds", &array(&read), &fixture.tensors.array("text_embeds"));
+        stages.finish();
+    }
+}
+
+/// Pictures need neither the text tower nor a tokenizer.
+#[test]
+fn an_image_encoder_needs_no_tokenizer() {
+    let fixture = Fixture::load("modern");
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["config.json", "preprocessor_config.json", "model.safetensors"] {
+        std::fs::copy(fixture.model.join(file), copy.path().join(file)).unwrap();
+    }
+    let encoder = ImageEncoder::open(copy.path(), Device::Cpu, Kind::Float).unwrap();
+    let mut stages = Stages::new("image encoder without texts", Tolerance::F32);
+    let got = array(&encoder.embed(&fixture.images()).unwrap());
+    stages.close("image_embeds", &got, &fixture.tensors.array("image_embeds"));
+    stages.finish();
+    let error = Clip::open(copy.path(), Device::Cpu, Kind::Float).unwrap_err();
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+}
+
 #[test]
 fn how_many_come_at_once_changes_nothing() {
     let fixture = Fixture::load("modern");
@@ -249,6 +284,11 @@ fn a_folder_that_contradicts_itself_is_refused() {
     assert!(error.contains("expected 24x24") && error.contains("got 25x24"), "{error}");
     let error = refused("config.json", "\"vocab_size\": 618", "\"vocab_size\": 600");
     assert!(error.contains("more than 614") && error.contains("got 600"), "{error}");
+    // Each would pool every text at its first token, which sees no other; the second is the class's default, 49,407.
+    for edit in ["\"eos_token_id\": 613,", ""] {
+        let error = refused("config.json", "\"eos_token_id\": 614,", edit);
+        assert!(error.contains("expected 614, with which the tokenizer ends texts"), "{error}");
+    }
     let error = refused("config.json", "\"projection_dim\": 14", "\"projection_dim\": 15");
     assert!(error.contains("visual_projection.weight (expected [15, 24], got [14, 24]"), "{error}");
     let error = refused("config.json", "\"model_type\": \"clip\"", "\"model_type\": \"clap\"");

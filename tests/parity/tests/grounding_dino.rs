@@ -13,7 +13,7 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-use torch_nn::{NnError, Weights};
+use torch_nn::{DeviceChoice, NnError, Weights};
 use vision_models::VisionError;
 use vision_models::grounding_dino::{
     Detection, GroundingDino, GroundingDinoConfig, GroundingDinoModel, ImageBatch, TextBatch, Thresholds,
@@ -112,7 +112,7 @@ impl Fixture {
 
 fn array(tensor: &Tensor) -> Array {
     let shape = tensor.size().iter().map(|&length| length as usize).collect();
-    let flat = tensor.detach().to_kind(Kind::Float).contiguous().view(-1);
+    let flat = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view(-1);
     Array { shape, values: Vec::<f32>::try_from(&flat).unwrap() }
 }
 
@@ -138,6 +138,17 @@ fn tied() {
 #[test]
 fn untied() {
     family("untied");
+}
+
+/// A picture so wide that the first and last column of its finest map are too near the edge to be proposed, and a text of as many
+/// tokens as there may be.
+#[test]
+fn edges() {
+    family("edges");
+    let fixture = Fixture::load("edges");
+    let dino = open(&fixture);
+    let case = fixture.case("wide");
+    assert_eq!(case.input_ids[0].len(), dino.config().max_text_len);
 }
 
 fn family(name: &str) {
@@ -305,7 +316,7 @@ fn corners(found: &Detection) -> [f32; 4] {
 /// The checkpoint holds what the network asks for, and buffers that follow from the configuration.
 #[test]
 fn shapes_are_those_that_transformers_writes() {
-    for family in ["tied", "untied"] {
+    for family in ["tied", "untied", "edges"] {
         let fixture = Fixture::load(family);
         let config = GroundingDinoConfig::load(&fixture.model).unwrap();
         let asked = parameter_shapes(&config);
@@ -420,6 +431,49 @@ fn inputs_that_do_not_fit_are_errors() {
     assert!(error.contains("30 x 40") && error.contains("4 places for 20 queries"), "{error}");
 }
 
+/// transformers reads a folder that names no class of tokenizer by the type of the model.
+#[test]
+fn the_tokenizer_is_berts_where_the_folder_does_not_say() {
+    for family in ["tied", "untied"] {
+        let fixture = Fixture::load(family);
+        let folder = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(&fixture.model).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_name().unwrap();
+            if name != "tokenizer_config.json" && name != "special_tokens_map.json" {
+                std::fs::copy(&path, folder.path().join(name)).unwrap();
+            }
+        }
+        let dino = GroundingDino::open(folder.path(), Device::Cpu, Kind::Float).unwrap();
+        tokens(family, &fixture, dino.tokenizer());
+    }
+}
+
+/// In f16 scores beyond 65,504 overflow, of which a softmax makes NaN: not to be taken for nothing found.
+#[test]
+fn a_network_that_overflows_finds_an_error() {
+    let fixture = Fixture::load("tied");
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(fixture.model.join(file), folder.path().join(file)).unwrap();
+    }
+    let mut tensors = stored(&fixture);
+    let name = "model.encoder.layers.0.fusion_layer.attn.vision_proj.weight";
+    let sharp = &tensors[name] * 3e4;
+    tensors.insert(name.to_owned(), sharp);
+    let tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
+    Tensor::write_safetensors(&tensors, folder.path().join("model.safetensors")).unwrap();
+    let thresholds = Thresholds { box_threshold: 0.0, text_threshold: 0.0 };
+    let picture = &fixture.images(fixture.case("one"))[0];
+    let detect = |kind| {
+        let dino = GroundingDino::open(folder.path(), Device::Cpu, kind).unwrap();
+        dino.detect(picture, "a red circle", thresholds)
+    };
+    assert_eq!(detect(Kind::Float).unwrap().len(), 20);
+    let error = detect(Kind::Half).unwrap_err();
+    assert!(matches!(error, VisionError::NotFinite { .. }), "{error}");
+}
+
 /// The fixtures would fail without what they stand for: one changed configuration value at a time, far past the tolerance.
 #[test]
 fn fixtures_notice_what_they_are_for() {
@@ -449,6 +503,30 @@ fn fixtures_notice_what_they_are_for() {
         let got = tch::no_grad(|| model.forward(&images, &texts));
         let error = relative_error(&array(&got.logits), &fixture.array(case, "logits").unwrap());
         assert!(error > 5.0 * PARITY.max, "{family}: {place} = {value} moved logits by {error:.1e} only");
+    }
+}
+
+/// Where there is a GPU.
+#[test]
+fn a_gpu_gives_the_same_but_for_the_order_of_sums() {
+    let Ok(device) = DeviceChoice::Cuda(0).open() else { return };
+    for family in ["tied", "untied", "edges"] {
+        let fixture = Fixture::load(family);
+        let dino = GroundingDino::open(&fixture.model, device, Kind::Float).unwrap();
+        for case in &fixture.description.cases {
+            let pictures = fixture.images(case);
+            let images = dino.prepare_images(&pictures.iter().collect::<Vec<_>>()).unwrap();
+            let texts: Vec<&str> = case.texts.iter().map(String::as_str).collect();
+            let texts = TextBatch::new(&texts, dino.tokenizer(), dino.config().max_text_len, device).unwrap();
+            let decoded = tch::no_grad(|| dino.model().forward(&images, &texts));
+            let tolerance = Tolerance { max: 2e-4, rms: 1e-4 };
+            let mut stages = Stages::new(format!("{family}/{} on a GPU", case.name), tolerance);
+            let filling = texts.mask.logical_not().unsqueeze(1).expand_as(&decoded.logits);
+            let logits = decoded.logits.masked_fill(&filling, 0.0);
+            stages.close("logits", &array(&logits), &fixture.array(case, "logits").unwrap());
+            stages.close("boxes", &array(&decoded.boxes), &fixture.array(case, "boxes").unwrap());
+            stages.finish();
+        }
     }
 }
 

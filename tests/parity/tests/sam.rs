@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use tensor::array;
-use torch_nn::Weights;
+use torch_nn::{DeviceChoice, Weights};
 use vision_models::sam::{
     BoxPrompt, PointLabel, PointPrompt, Sam, SamConfig, SamMask, SamProcessorConfig, SamPrompt, SamSizes,
     full_size_masks, parameter_shapes,
@@ -83,9 +83,13 @@ struct Fixture {
 
 impl Fixture {
     fn load() -> Self {
+        Self::of("sam")
+    }
+
+    fn of(name: &str) -> Self {
         // The model is so small that threads only get in each other's way.
         tch::set_num_threads(1);
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/sam");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
         let text = std::fs::read(folder.join("case.json")).unwrap();
         let Description { cases } = serde_json::from_slice(&text).unwrap();
         let tensors = Tensors::read(&folder.join("case.safetensors"));
@@ -114,7 +118,8 @@ fn from_array(array: &Array) -> Tensor {
 
 /// Masks as 0 and 1, with a tie wherever transformers has one.
 fn with_ties(pixels: impl Iterator<Item = bool>, want: &[u8]) -> Vec<u8> {
-    pixels.zip(want).map(|(pixel, &want)| if want == TIE { TIE } else { u8::from(pixel) }).collect()
+    let tied = |(at, pixel)| if want.get(at) == Some(&TIE) { TIE } else { u8::from(pixel) };
+    pixels.enumerate().map(tied).collect()
 }
 
 #[test]
@@ -173,8 +178,9 @@ fn pictures_and_prompts_become_the_masks_of_transformers() {
         let mut stages = Stages::new(format!("sam/{}, end to end", case.name), Tolerance::F32);
         let image = sam.embed(&fixture.picture(case)).unwrap();
         for (count, multimask) in [("one", false), ("several", true)] {
-            let masks = sam.masks(&image, &case.prompts(), multimask);
+            let masks = sam.masks(&image, &case.prompts(), multimask).unwrap();
             let per_prompt = if multimask { 3 } else { 1 };
+            assert_eq!(masks.len(), per_prompt * case.prompts().len());
             let prompts: Vec<usize> = masks.iter().map(|mask| mask.prompt).collect();
             let expected: Vec<usize> = (0..masks.len()).map(|index| index / per_prompt).collect();
             assert_eq!(prompts, expected);
@@ -188,6 +194,52 @@ fn pictures_and_prompts_become_the_masks_of_transformers() {
             let got = masks.iter().flat_map(|mask| mask.pixels.iter().copied());
             stages.exact(&format!("{count}: masks"), &with_ties(got, &pixels), &pixels);
         }
+        stages.finish();
+    }
+}
+
+/// 64 x 64 patches, as all published models have: the encoder computes so many rows on other ways than few.
+#[test]
+fn an_image_of_full_size_has_the_embedding_of_transformers() {
+    let fixture = Fixture::of("sam_full_size");
+    let (sam, tensors) = (fixture.sam(), &fixture.tensors);
+    assert_eq!(sam.config().grid(), 64);
+    let [case] = &fixture.cases[..] else { panic!("{} cases", fixture.cases.len()) };
+    let mut stages = Stages::new("sam_full_size", Tolerance::F32);
+    let image = sam.embed(&fixture.picture(case)).unwrap();
+    stages.exact("sizes", &[image.sizes], &[case.sizes()]);
+    // Every other row.
+    let rows = image.embedding.slice(2, 0, None::<i64>, 2);
+    stages.close("image embedding", &array(&rows), &tensors.array("embedding"));
+    let encoder = sam.prompt_encoder();
+    let (sparse, dense) = (encoder.sparse(&case.prompts(), &image.sizes), encoder.dense(None));
+    let (scores, quality) = sam.low_res_masks(&image.embedding, &sparse, &dense, false);
+    stages.close("IoU scores", &array(&quality), &tensors.array("iou_scores"));
+    // Every fourth row.
+    let rows = scores.slice(2, 0, None::<i64>, 4);
+    stages.close("low-res masks", &array(&rows), &tensors.array("low_res_masks"));
+    stages.finish();
+}
+
+/// Where there is a GPU.
+#[test]
+fn a_gpu_gives_the_same_but_for_the_order_of_sums() {
+    let Ok(device) = DeviceChoice::Cuda(0).open() else { return };
+    let fixture = Fixture::load();
+    let sam = Sam::open(&fixture.model, device, Kind::Float).unwrap();
+    for case in fixture.cases.iter().filter(|case| !case.mask) {
+        let tolerance = Tolerance { max: 1e-4, rms: 1e-4 };
+        let mut stages = Stages::new(format!("sam/{} on a GPU", case.name), tolerance);
+        let image = sam.embed(&fixture.picture(case)).unwrap();
+        let want = fixture.tensors.array(&format!("{}/embedding", case.image));
+        stages.close("image embedding", &array(&image.embedding), &want);
+        let masks = sam.masks(&image, &case.prompts(), true).unwrap();
+        let want = fixture.tensors.array(&format!("{}/several/iou_scores", case.name));
+        let got = Array { shape: want.shape.clone(), values: masks.iter().map(|mask| mask.score).collect() };
+        stages.close("IoU scores", &got, &want);
+        let (_, pixels) = fixture.tensors.bytes(&format!("{}/several/masks", case.name));
+        let got = masks.iter().flat_map(|mask| mask.pixels.iter().copied());
+        stages.exact("masks", &with_ties(got, &pixels), &pixels);
         stages.finish();
     }
 }

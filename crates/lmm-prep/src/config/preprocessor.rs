@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::{Size, default_pinpoints, take_pinpoints};
 use crate::error::PrepError;
 use crate::json::{Fields, FromJson};
+use crate::pixel_scale::{PixelConfig, PixelStatistics};
 use crate::resample::Filter;
 
 /// The `size` an image or tile is resized to.
@@ -20,7 +21,6 @@ pub enum TargetSize {
 
 /// Mirror of transformers 4.57's `LlavaNextImageProcessor`, with that class's defaults ([`PreprocessorConfig::default`]).
 /// `CLIPImageProcessor` and `BitImageProcessor` have the same fields and defaults but for the canvases.
-#[expect(clippy::struct_excessive_bools, reason = "one for each switch of the file")]
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct PreprocessorConfig {
@@ -36,16 +36,8 @@ pub struct PreprocessorConfig {
     pub do_center_crop: bool,
     /// Its height is also the side of the tiles cut from the canvas.
     pub crop_size: Size,
-    /// Multiply pixels by `rescale_factor`.
-    pub do_rescale: bool,
-    /// Usually 1/255.
-    pub rescale_factor: f64,
-    /// Subtract `image_mean`, then divide by `image_std`.
-    pub do_normalize: bool,
-    /// Mean of red, green, blue.
-    pub image_mean: [f64; 3],
-    /// Standard deviation of red, green, blue.
-    pub image_std: [f64; 3],
+    /// What is done to the values of pixels.
+    pub pixels: PixelConfig,
     /// Keys that nothing here reads.
     pub extra: Map<String, Value>,
 }
@@ -59,12 +51,7 @@ impl Default for PreprocessorConfig {
             resample: Filter::Bicubic,
             do_center_crop: true,
             crop_size: Size { height: 224, width: 224 },
-            do_rescale: true,
-            rescale_factor: 1.0 / 255.0,
-            do_normalize: true,
-            // OPENAI_CLIP_MEAN and OPENAI_CLIP_STD
-            image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            image_std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            pixels: PixelConfig::new(PixelStatistics::CLIP),
             extra: Map::new(),
         }
     }
@@ -117,25 +104,16 @@ impl PreprocessorConfig {
             return Err(fields.error("image_processor_type", expected.join(" or "), format!("{class:?}")));
         }
         let default = Self::default();
-        let mut config = Self {
+        Ok(Self {
             do_resize: fields.or("do_resize", default.do_resize)?,
             size: take_size(&mut fields)?.unwrap_or(default.size),
             image_grid_pinpoints: take_pinpoints(&mut fields)?.unwrap_or(default.image_grid_pinpoints),
             resample: fields.or("resample", Filter::Bicubic)?,
             do_center_crop: fields.or("do_center_crop", default.do_center_crop)?,
             crop_size: take_crop_size(&mut fields)?.unwrap_or(default.crop_size),
-            do_rescale: fields.or("do_rescale", default.do_rescale)?,
-            rescale_factor: fields.or("rescale_factor", default.rescale_factor)?,
-            do_normalize: fields.or("do_normalize", default.do_normalize)?,
-            image_mean: fields.nullable("image_mean", None)?.unwrap_or(default.image_mean),
-            image_std: fields.nullable("image_std", None)?.unwrap_or(default.image_std),
-            extra: Map::new(),
-        };
-        if config.do_normalize && config.image_std.contains(&0.0) {
-            return Err(fields.error("image_std", "numbers other than 0", format!("{:?}", config.image_std)));
-        }
-        config.extra = fields.into_extra();
-        Ok(config)
+            pixels: PixelConfig::take(&mut fields, PixelStatistics::CLIP)?,
+            extra: fields.into_extra(),
+        })
     }
 
     /// The size every image has that is seen whole; `None` where it depends on the image.

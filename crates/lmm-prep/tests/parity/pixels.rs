@@ -1,7 +1,7 @@
 //! Pixel values against transformers' `LlavaNextImageProcessor`, bit for bit.
 
 use image::RgbImage;
-use lmm_prep::{ImageProcessor, PreprocessorConfig, Size, decode_image_upright};
+use lmm_prep::{Filter, ImageProcessor, PrepError, PreprocessorConfig, Size, decode_image_upright, resize};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -78,4 +78,49 @@ fn an_image_without_pixels_is_refused() {
     let processor = ImageProcessor::new(PreprocessorConfig::default());
     let error = processor.tiles(&RgbImage::new(0, 5), 14).unwrap_err();
     assert!(error.to_string().contains("5 x 0 pixels"), "{error}");
+}
+
+/// A row of 60,000 pixels is 256 x 15,360,000 once its shorter side is 256: 12 GB of which the crop shows 192 KiB.
+#[test]
+fn of_a_thin_image_only_what_the_crop_shows_is_made() {
+    let settings =
+        r#"{"size": {"shortest_edge": 256}, "crop_size": 256, "do_rescale": false, "do_normalize": false}"#;
+    let processor = ImageProcessor::new(PreprocessorConfig::from_json(settings).unwrap());
+    let colour = |at: u32| image::Rgb([(at * 37) as u8, (at * 91) as u8, (at * at) as u8]);
+    let middle = 29_900..30_100;
+    for lies in [true, false] {
+        let of = |length: u32, first: u32| {
+            if lies {
+                RgbImage::from_fn(length, 1, |x, _| colour(x + first))
+            } else {
+                RgbImage::from_fn(1, length, |_, y| colour(y + first))
+            }
+        };
+        let got = processor.whole(&of(60_000, 0)).unwrap();
+        assert_eq!(got.shape(), [3, 256, 256]);
+        // Scaled by 256 exactly, the pixels around the middle do not depend on those far from it.
+        let (long, count) = (256 * middle.len() as u32, middle.len() as u32);
+        let (height, width) = if lies { (256, long) } else { (long, 256) };
+        let whole = resize(&of(count, middle.start), height, width, Filter::Bicubic);
+        let (top, left) = ((height - 256) / 2, (width - 256) / 2);
+        for ((channel, y, x), &value) in got.indexed_iter() {
+            let pixel = whole.get_pixel(left + x as u32, top + y as u32);
+            assert_eq!(value, f32::from(pixel.0[channel]), "channel {channel}, row {y}, column {x}");
+        }
+    }
+}
+
+#[test]
+fn an_image_too_thin_for_any_resize_is_refused() {
+    let refused = |settings: &str, image: &RgbImage| {
+        let processor = ImageProcessor::new(PreprocessorConfig::from_json(settings).unwrap());
+        processor.whole(image).unwrap_err()
+    };
+    // 16,384 times as long: more pixels in a row than a u32 counts.
+    let error = refused(r#"{"size": {"shortest_edge": 16384}}"#, &RgbImage::new(300_000, 1));
+    assert!(matches!(error, PrepError::ThinImage { height: 1, width: 300_000, .. }), "{error}");
+    // All of it wanted.
+    let uncropped = r#"{"size": {"shortest_edge": 224}, "do_center_crop": false}"#;
+    let error = refused(uncropped, &RgbImage::new(2, 8_000)).to_string();
+    assert!(error.contains("8000 x 2 pixels") && error.contains("896000x224"), "{error}");
 }

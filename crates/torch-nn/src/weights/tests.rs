@@ -54,6 +54,20 @@ fn single_and_sharded_folders_give_the_stored_numbers() {
 }
 
 #[test]
+fn one_tensor_may_be_read_without_the_rounding_of_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = tensor(&[3], 0.1);
+    save(folder.path(), "model.safetensors", &[("y", stored.shallow_clone())]);
+    let weights = Weights::open(folder.path(), Device::Cpu, Kind::BFloat16).unwrap();
+    let rounded = weights.root().tensor("y", &[3]).to_kind(Kind::Float);
+    assert!(!rounded.equal(&stored));
+    assert!(weights.root().tensor_in("y", &[3], Kind::Float).equal(&stored));
+    assert_eq!(weights.finish().unwrap().applied, ["y"]);
+    let in_memory = Weights::from_tensors(BTreeMap::from([("y".to_owned(), stored.to_kind(Kind::Half))]));
+    assert_eq!(in_memory.root().tensor_in("y", &[3], Kind::Float).kind(), Kind::Float);
+}
+
+#[test]
 fn an_unaligned_tensor_is_read_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
     // The header's length is odd, so that the data starts at an odd address.

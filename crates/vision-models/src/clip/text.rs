@@ -135,7 +135,7 @@ impl ClipText {
 }
 
 /// Where transformers 4.57 pools a text.
-fn pooled_place(ids: &[u32], end: u32) -> usize {
+pub(super) fn pooled_place(ids: &[u32], end: u32) -> usize {
     if end == OLD_END {
         // The first of the highest, as `argmax` has it.
         let highest = ids.iter().max();

@@ -146,8 +146,8 @@ impl GroundingDinoConfig {
             num_feature_levels: fields.within("num_feature_levels", default.num_feature_levels, 1..=16)?,
             max_text_len: fields.or("max_text_len", default.max_text_len)?,
             positional_embedding_temperature: fields
-                .or("positional_embedding_temperature", default.positional_embedding_temperature)?,
-            layer_norm_eps: fields.or("layer_norm_eps", default.layer_norm_eps)?,
+                .positive("positional_embedding_temperature", default.positional_embedding_temperature)?,
+            layer_norm_eps: fields.positive("layer_norm_eps", default.layer_norm_eps)?,
             decoder_bbox_embed_share: fields
                 .or("decoder_bbox_embed_share", default.decoder_bbox_embed_share)?,
             extra: Map::new(),
@@ -260,6 +260,13 @@ mod tests {
             (r#""encoder_ffn_dim": 2042"#, "encoder_attention_heads, halved,"),
             (r#""num_feature_levels": 2"#, "num_feature_levels"),
             (r#""max_text_len": 600"#, "max_text_len"),
+            (r#""layer_norm_eps": -1e-5"#, "layer_norm_eps"),
+            (r#""positional_embedding_temperature": 0"#, "positional_embedding_temperature"),
+            (r#""text_config": {"layer_norm_eps": 0}"#, "text_config.layer_norm_eps"),
+            (
+                r#""backbone_config": {"model_type": "swin", "layer_norm_eps": 0}"#,
+                "backbone_config.layer_norm_eps",
+            ),
             (r#""activation_function": "mish""#, "activation_function"),
             (r#""text_config": {"model_type": "roberta"}"#, "text_config.model_type"),
             (r#""text_config": {"num_attention_heads": 5}"#, "text_config.num_attention_heads"),

@@ -1,10 +1,11 @@
 //! [`Detection`]: queries that are sure enough, as boxes in pixels with the words they fit.
 
-use lmm_prep::{PrepError, Size, Tokenizer};
+use lmm_prep::{Size, Tokenizer};
 use torch_nn::tch::{Device, Kind, Tensor};
 
 use super::decoder::Decoded;
 use super::text::TextBatch;
+use crate::VisionError;
 
 /// From which probability on something counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,13 +17,13 @@ pub struct Thresholds {
 }
 
 impl Default for Thresholds {
-    /// What multimodal-sae grounds explanations with.
+    /// 0.3 is what multimodal-sae grounds explanations with; the other is transformers' default. multimodal-sae does without words.
     fn default() -> Self {
         Self { box_threshold: 0.3, text_threshold: 0.25 }
     }
 }
 
-/// Something that was found in an image.
+/// Something that was found in an image. A box may reach beyond it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
     /// Left edge, in pixels of the image before it was resized.
@@ -44,7 +45,7 @@ pub struct Detection {
 /// `max_text_len` is that of the model.
 ///
 /// # Errors
-/// [`PrepError::Tokenizer`] when tokens cannot be decoded.
+/// [`VisionError::NotFinite`] when a probability or a box is no number, [`VisionError::Prep`] when tokens cannot be decoded.
 ///
 /// # Panics
 /// When batch, texts and images are not equally many.
@@ -56,7 +57,7 @@ pub fn detections(
     thresholds: Thresholds,
     max_text_len: usize,
     tokenizer: &Tokenizer,
-) -> Result<Vec<Vec<Detection>>, PrepError> {
+) -> Result<Vec<Vec<Detection>>, VisionError> {
     let (n, tokens) = (decoded.logits.size()[0] as usize, decoded.logits.size()[2] as usize);
     assert!(
         n == texts.ids.len() && n == images.len(),
@@ -72,6 +73,10 @@ pub fn detections(
     (0..n)
         .map(|image| {
             let (boxes, probabilities) = (rows(&decoded.boxes, image), rows(&probabilities, image));
+            // Comparisons with NaN are false, so that nothing would be found.
+            if boxes.iter().chain(&probabilities).any(|number| !number.is_finite()) {
+                return Err(VisionError::NotFinite { what: "boxes and probabilities" });
+            }
             let ids = &texts.ids[image];
             let (width, height) = (images[image].width as f32, images[image].height as f32);
             let mut found = Vec::new();
@@ -101,4 +106,49 @@ pub fn detections(
             Ok(found)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let folder = tempfile::tempdir().unwrap();
+        let vocabulary = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\n.\n";
+        std::fs::write(folder.path().join("vocab.txt"), vocabulary).unwrap();
+        Tokenizer::load_or(folder.path(), lmm_prep::TokenizerClass::Bert).unwrap()
+    }
+
+    fn found(logit: f32, side: f32, limit: usize) -> Result<Vec<Detection>, VisionError> {
+        // [CLS] red . [SEP] and filling; the second query fits nothing.
+        let texts = TextBatch::of_ids(vec![vec![2, 5, 6, 3]], 0, Device::Cpu);
+        let logits = [-9.0, logit, 2.0, 1.0, f32::NEG_INFINITY, -9.0, -9.0, -9.0, -9.0, f32::NEG_INFINITY];
+        let decoded = Decoded {
+            hidden: Vec::new(),
+            reference: Vec::new(),
+            logits: Tensor::from_slice(&logits).view([1, 2, 5]),
+            boxes: Tensor::from_slice(&[0.5_f32, 0.5, side, 0.5, 0.5, 0.5, 0.5, 0.5]).view([1, 2, 4]),
+        };
+        let image = Size { height: 20, width: 10 };
+        let thresholds = Thresholds { box_threshold: 0.3, text_threshold: 0.5 };
+        Ok(detections(&decoded, &texts, &[image], thresholds, limit, &tokenizer())?.remove(0))
+    }
+
+    #[test]
+    fn a_box_is_in_pixels_with_the_words_it_fits() {
+        let seen = found(3.0, 0.5, 9).unwrap();
+        assert_eq!(seen.len(), 1);
+        let corners = [seen[0].x0, seen[0].y0, seen[0].x1, seen[0].y1];
+        assert_eq!((corners, seen[0].phrase.as_str()), ([2.5, 5.0, 7.5, 15.0], "red. [SEP]"));
+        // The last token that a text may have belongs to no phrase.
+        assert_eq!(found(3.0, 0.5, 4).unwrap()[0].phrase, "red.");
+    }
+
+    #[test]
+    fn what_is_no_number_is_an_error_and_not_nothing() {
+        for (logit, side) in [(f32::NAN, 0.5), (3.0, f32::NAN)] {
+            let error = found(logit, side, 9).unwrap_err();
+            assert!(matches!(error, VisionError::NotFinite { .. }), "{error}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::text::TextBatch;
 /// never projects `x`: `S = x K₁ᵀ + c` with `K₁ = s (t Wkᵀ + bk) Wq` and `c = s (t Wkᵀ + bk) bq`; the image's is
 /// `softmax(S) ((t Wuᵀ + bu) Woᵀ) + bo`; and as the rows of a softmax have the sum 1, the text's is
 /// `(softmax(Sᵀ) x) Wvᵀ + bv`. For d_model 256, width 1024 and 5 tokens that is 1/50 of the operations, for 256 tokens as
-/// many. transformers also clamps scores to within 50,000 of the largest, which changes nothing that a softmax leaves above 0.
+/// many. transformers also clamps scores to within 50,000 of the batch's largest, which only rows notice that lie wholly below.
 #[derive(Debug)]
 pub(super) struct FusionLayer {
     vision_norm: LayerNorm,

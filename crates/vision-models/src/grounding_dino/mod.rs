@@ -25,7 +25,7 @@ mod text;
 use std::path::Path;
 
 use image::RgbImage;
-use lmm_prep::{PrepError, Tokenizer};
+use lmm_prep::{PrepError, Tokenizer, TokenizerClass};
 use torch_nn::Weights;
 use torch_nn::tch::{Device, Kind, no_grad};
 
@@ -61,7 +61,8 @@ impl GroundingDino {
     pub fn open(folder: &Path, device: Device, kind: Kind) -> Result<Self, VisionError> {
         let config = GroundingDinoConfig::load(folder)?;
         let processor = GroundingDinoProcessorConfig::load(folder)?;
-        let tokenizer = Tokenizer::load(folder)?;
+        // transformers goes by the model's type where the folder names no class.
+        let tokenizer = Tokenizer::load_or(folder, TokenizerClass::Bert)?;
         let (largest, rows) = (tokenizer.max_id(), config.text_config.vocab_size);
         if largest as usize >= rows {
             return Err(VisionError::Prep(PrepError::Conflict {
@@ -115,7 +116,8 @@ impl GroundingDino {
     ///
     /// # Errors
     /// [`VisionError::ImageSize`] for an image without pixels, or of which resizing leaves too little;
-    /// [`VisionError::TextLength`] for a phrase of more than `max_text_len` tokens.
+    /// [`VisionError::TextLength`] for a phrase of more than `max_text_len` tokens, which transformers cuts off there without a word;
+    /// [`VisionError::NotFinite`] where the network overflows.
     ///
     /// # Panics
     /// When there are no images, or not as many as phrases.
@@ -131,7 +133,7 @@ impl GroundingDino {
         let texts = self.prepare_phrases(phrases)?;
         let decoded = no_grad(|| self.model.forward(&images, &texts));
         let limit = self.config.max_text_len;
-        Ok(detections(&decoded, &texts, &images.originals, thresholds, limit, &self.tokenizer)?)
+        detections(&decoded, &texts, &images.originals, thresholds, limit, &self.tokenizer)
     }
 
     /// The batch of `images` that the network reads.

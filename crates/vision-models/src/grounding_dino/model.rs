@@ -94,17 +94,26 @@ impl GroundingDinoModel {
     }
 
     /// All levels' maps in one width, `[n, d_model, height, width]` each, of [`GroundingDinoModel::backbone_maps`].
+    ///
+    /// # Panics
+    /// When there are fewer maps than the backbone gives, or of other channels.
     pub fn project_maps(&self, maps: &[Tensor]) -> Vec<Tensor> {
         self.projections.project(maps)
     }
 
     /// The maps of [`GroundingDinoModel::project_maps`] as tokens; `mask [n, height, width]` (bool) says which pixels are image.
+    ///
+    /// # Panics
+    /// When there are none, or the mask has another shape.
     pub fn lay_out(&self, projected: &[Tensor], mask: &Tensor) -> FeatureMaps {
         self.projections.lay_out(projected, mask)
     }
 
     /// Lets image and text look at each other; `observe` sees what comes out of each layer. `text` is that of
     /// [`GroundingDinoModel::project_text`].
+    ///
+    /// # Panics
+    /// When maps, text and texts are not of one batch.
     pub fn encode(
         &self,
         maps: &FeatureMaps,
@@ -140,6 +149,9 @@ impl GroundingDinoModel {
     }
 
     /// What the selected queries find.
+    ///
+    /// # Panics
+    /// When the arguments are not of one batch.
     pub fn decode(
         &self,
         selection: &Selection,
@@ -188,4 +200,67 @@ fn proposals(maps: &FeatureMaps) -> (Tensor, Tensor) {
 /// Names and shapes of every tensor that transformers writes for this model, buffers aside.
 pub fn parameter_shapes(config: &GroundingDinoConfig) -> BTreeMap<String, Vec<i64>> {
     Weights::asked_for(|root| drop(GroundingDinoModel::load(root, config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use torch_nn::tch::Device;
+
+    use super::*;
+
+    /// Maps of this many rows and columns, of which so many columns are image.
+    fn maps(shapes: &[(i64, i64)], columns: &[i64]) -> FeatureMaps {
+        let options = (Kind::Float, Device::Cpu);
+        let places: i64 = shapes.iter().map(|(rows, columns)| rows * columns).sum();
+        let extents: Vec<f32> = shapes
+            .iter()
+            .zip(columns)
+            .flat_map(|(&(rows, _), &columns)| [columns as f32, rows as f32])
+            .collect();
+        let mask: Vec<bool> = shapes
+            .iter()
+            .zip(columns)
+            .flat_map(|(&(rows, all), &image)| (0..rows * all).map(move |place| place % all < image))
+            .collect();
+        FeatureMaps {
+            tokens: Tensor::zeros([1, places, 1], options),
+            positions: Tensor::zeros([1, places, 1], options),
+            has_filling: mask.contains(&false),
+            mask: Tensor::from_slice(&mask).view([1, places]),
+            shapes: shapes.to_vec(),
+            extents: Tensor::from_slice(&extents).view([1, -1, 2]),
+        }
+    }
+
+    fn absent(maps: &FeatureMaps) -> Vec<i64> {
+        let (logits, absent) = proposals(maps);
+        // Where there is no box, all four numbers are ∞.
+        assert!(logits.isinf().equal(&absent.expand_as(&logits)));
+        Vec::try_from(absent.view([-1]).nonzero().view([-1])).unwrap()
+    }
+
+    #[test]
+    fn boxes_too_near_the_edge_are_none() {
+        // Centres at 0.5 / 60 = 0.0083, 0.025, .., 0.975, 0.9917 of the width.
+        assert_eq!(absent(&maps(&[(1, 60)], &[60])), [0, 59]);
+        assert_eq!(absent(&maps(&[(60, 1)], &[1])), [0, 59]);
+        // 0.5 / 49 and 1 less it lie inside 0.01 and 0.99.
+        assert!(absent(&maps(&[(1, 49)], &[49])).is_empty());
+        // Of 55 columns that are image the last is at 54.5 / 55 = 0.9909, and beyond it is filling.
+        assert_eq!(absent(&maps(&[(1, 60)], &[55])), [0, 54, 55, 56, 57, 58, 59]);
+    }
+
+    #[test]
+    fn proposed_boxes_double_from_map_to_map_until_they_are_the_image() {
+        // Sides 0.05, 0.1, .., 0.8; 1.6 is larger than the image.
+        let maps = maps(&[(1, 1); 6], &[1; 6]);
+        assert_eq!(absent(&maps), [5]);
+        let boxes: Vec<Vec<f32>> = Vec::try_from(proposals(&maps).0.squeeze_dim(0).sigmoid()).unwrap();
+        for (level, row) in boxes.iter().take(5).enumerate() {
+            let side = 0.05 * 2_f32.powi(level as i32);
+            for (got, wanted) in row.iter().zip([0.5, 0.5, side, side]) {
+                assert!((got - wanted).abs() < 1e-6, "level {level}: {row:?}");
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use image::RgbImage;
-use lmm_prep::{Fields, Filter, FromJson, PixelScale, PixelStatistics, PrepError, Size, resize};
+use lmm_prep::{Fields, Filter, FromJson, PixelConfig, PixelScale, PixelStatistics, PrepError, Size, resize};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 use torch_nn::tch::{Device, Kind, Tensor};
@@ -35,10 +35,8 @@ pub struct GroundingDinoProcessorConfig {
     pub size: Option<ResizeTo>,
     /// Resampling filter of the resize.
     pub resample: Filter,
-    /// Multiply pixels by this, usually 1/255.
-    pub rescale_factor: Option<f64>,
-    /// Subtract means, then divide by standard deviations.
-    pub statistics: Option<PixelStatistics>,
+    /// What is done to the values of pixels.
+    pub pixels: PixelConfig,
     /// The size all images are filled up to; that of the largest of a batch where there is none.
     pub pad_size: Option<Size>,
     /// Keys that nothing here reads.
@@ -50,16 +48,12 @@ impl Default for GroundingDinoProcessorConfig {
         Self {
             size: Some(ResizeTo::Edges { shortest: 800, longest: 1333 }),
             resample: Filter::Bilinear,
-            rescale_factor: Some(1.0 / 255.0),
-            statistics: Some(IMAGENET),
+            pixels: PixelConfig::new(PixelStatistics::IMAGENET),
             pad_size: None,
             extra: Map::new(),
         }
     }
 }
-
-/// `IMAGENET_DEFAULT_MEAN` and `IMAGENET_DEFAULT_STD`.
-const IMAGENET: PixelStatistics = PixelStatistics { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
 
 const CLASSES: [&str; 2] = ["GroundingDinoImageProcessor", "GroundingDinoImageProcessorFast"];
 
@@ -93,23 +87,12 @@ impl GroundingDinoProcessorConfig {
             }
         }
         let default = Self::default();
-        let mut switched = |name: &str| fields.or(name, true);
-        let (resizes, rescales, normalizes) =
-            (switched("do_resize")?, switched("do_rescale")?, switched("do_normalize")?);
+        let resizes = fields.or("do_resize", true)?;
         let size = take_size(&mut fields)?.or(default.size);
-        let factor = fields.or("rescale_factor", 1.0 / 255.0)?;
-        let statistics = PixelStatistics {
-            mean: fields.nullable("image_mean", None)?.unwrap_or(IMAGENET.mean),
-            std: fields.nullable("image_std", None)?.unwrap_or(IMAGENET.std),
-        };
-        if normalizes && statistics.std.contains(&0.0) {
-            return Err(fields.error("image_std", "numbers other than 0", format!("{:?}", statistics.std)));
-        }
         Ok(Self {
             size: size.filter(|_| resizes),
             resample: fields.or("resample", default.resample)?,
-            rescale_factor: rescales.then_some(factor),
-            statistics: normalizes.then_some(statistics),
+            pixels: PixelConfig::take(&mut fields, PixelStatistics::IMAGENET)?,
             pad_size: take_pad_size(&mut fields)?,
             extra: fields.into_extra(),
         })
@@ -252,7 +235,7 @@ impl ImageBatch {
             return Err(VisionError::ImageSize { height, width, what });
         }
         let (height, width) = (whole.height as usize, whole.width as usize);
-        let scale = PixelScale::new(config.rescale_factor, config.statistics);
+        let scale = PixelScale::new(config.pixels);
         let mut values = vec![0.0_f32; images.len() * 3 * height * width];
         values.par_chunks_exact_mut(3 * height * width).zip(images.par_iter().zip(&sizes)).for_each(
             |(planes, (image, size))| {
@@ -320,8 +303,8 @@ mod tests {
                        "pad_size": {"height": 900, "width": 950}, "format": "coco_detection"}"#;
         let config = read(text).unwrap();
         assert_eq!(config.size, Some(ResizeTo::Edges { shortest: 600, longest: 900 }));
-        assert_eq!((config.rescale_factor, config.pad_size), (None, Some(size(900, 950))));
-        assert_eq!((config.statistics.unwrap().std, config.resample), ([2.0; 3], Filter::Bicubic));
+        assert_eq!((config.pixels.rescale_factor, config.pad_size), (None, Some(size(900, 950))));
+        assert_eq!((config.pixels.statistics.unwrap().std, config.resample), ([2.0; 3], Filter::Bicubic));
         assert_eq!(config.extra.len(), 1);
         for (text, field) in [
             (r#"{"size": {"shortest_edge": 800}}"#, "size"),
@@ -342,8 +325,11 @@ mod tests {
 
     #[test]
     fn images_of_a_batch_lie_in_the_upper_left() {
-        let mut config = GroundingDinoProcessorConfig::default();
-        (config.size, config.rescale_factor, config.statistics) = (None, None, None);
+        let mut config = GroundingDinoProcessorConfig {
+            size: None,
+            pixels: PixelConfig { rescale_factor: None, statistics: None },
+            ..GroundingDinoProcessorConfig::default()
+        };
         let filled = |height, width, value| RgbImage::from_pixel(width, height, image::Rgb([value; 3]));
         let (first, second) = (filled(2, 3, 7), filled(3, 1, 9));
         let batch = ImageBatch::new(&[&first, &second], &config, Device::Cpu).unwrap();

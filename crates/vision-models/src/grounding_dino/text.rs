@@ -143,9 +143,120 @@ fn phrases(rows: &[Vec<u32>]) -> (Vec<bool>, Vec<i64>) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
     use torch_nn::tch::Kind;
 
     use super::*;
+
+    /// A vocabulary whose special tokens and marks have the ids of BERT's English one; these words have 104, 105, ..
+    const WORDS: [&str; 5] = ["red", "cafe", "circle", "##s", "ring"];
+    const MARKS: [(usize, &str); 7] = [
+        (0, "[PAD]"),
+        (100, "[UNK]"),
+        (101, "[CLS]"),
+        (102, "[SEP]"),
+        (103, "[MASK]"),
+        (1012, "."),
+        (1029, "?"),
+    ];
+
+    fn vocabulary() -> Vec<String> {
+        let mut tokens: Vec<String> = (0..1030).map(|id| format!("[unused{id}]")).collect();
+        for (id, token) in MARKS.into_iter().chain((104..).zip(WORDS)) {
+            tokens[id] = token.to_owned();
+        }
+        tokens
+    }
+
+    /// A tokenizer whose folder has this file and no other but `tokenizer_config.json`.
+    fn tokenizer_of(file: &str, text: &str) -> Tokenizer {
+        let folder = TempDir::new().unwrap();
+        std::fs::write(folder.path().join(file), text).unwrap();
+        let config = r#"{"tokenizer_class": "BertTokenizer"}"#;
+        std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+        Tokenizer::load(folder.path()).unwrap()
+    }
+
+    fn of_vocabulary() -> Tokenizer {
+        tokenizer_of("vocab.txt", &(vocabulary().join("\n") + "\n"))
+    }
+
+    /// As the tokenizers library writes BERT's.
+    fn of_tokenizer_json() -> Tokenizer {
+        let vocabulary: serde_json::Map<String, Value> =
+            vocabulary().into_iter().zip((0..).map(Value::from)).collect();
+        let special = |&(id, content): &(usize, &str)| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        let end = |token: &str| json!({"SpecialToken": {"id": token, "type_id": 0}});
+        let known = |token: &str, id: u32| json!({"id": token, "ids": [id], "tokens": [token]});
+        let sequence = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+        let single = [end("[CLS]"), sequence("A"), end("[SEP]")];
+        let pair = [&single[..], &[sequence("B"), end("[SEP]")]].concat();
+        let written = json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": MARKS[..5].iter().map(special).collect::<Vec<_>>(),
+            "normalizer": {
+                "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true,
+            },
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {
+                "type": "TemplateProcessing", "single": single, "pair": pair,
+                "special_tokens": {"[CLS]": known("[CLS]", 101), "[SEP]": known("[SEP]", 102)},
+            },
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+            "model": {
+                "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+                "vocab": vocabulary,
+            },
+        });
+        tokenizer_of("tokenizer.json", &written.to_string())
+    }
+
+    /// Upper case, an accent, an ending, a word and a letter that are not in the vocabulary, and the token of such words itself.
+    const SPOKEN: &str = "RED Café  circles zebra é [UNK].";
+    const TOKENS: [u32; 10] = [101, 104, 105, 106, 107, 100, 100, 100, 1012, 102];
+
+    #[test]
+    fn a_vocabulary_alone_makes_berts_tokens() {
+        let tokenizer = of_vocabulary();
+        assert_eq!(tokenizer.encode(SPOKEN, true).unwrap(), TOKENS);
+        assert_eq!(tokenizer.decode(&TOKENS[1..5], false).unwrap(), "red cafe circles");
+        let batch = TextBatch::new(&[SPOKEN, "ring."], &tokenizer, 10, Device::Cpu).unwrap();
+        assert_eq!(batch.ids, [TOKENS.to_vec(), vec![101, 108, 1012, 102]]);
+        let rows: Vec<Vec<i64>> = Vec::try_from(&batch.tokens).unwrap();
+        assert_eq!(rows[1], [101, 108, 1012, 102, 0, 0, 0, 0, 0, 0], "filled up with [PAD]");
+        let error = TextBatch::new(&[SPOKEN], &tokenizer, 9, Device::Cpu).unwrap_err();
+        assert!(matches!(error, VisionError::TextLength { tokens: 10, limit: 9, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_tokenizer_file_makes_the_same_tokens() {
+        let (file, vocabulary) = (of_tokenizer_json(), of_vocabulary());
+        assert_eq!(file.encode(SPOKEN, true).unwrap(), TOKENS);
+        for text in ["", "Red? RING.", "[MASK] red[SEP]ring", "re\u{301}d", "ringsz circle-red", "漢 circles"]
+        {
+            let ids = |tokenizer: &Tokenizer| tokenizer.encode(text, true).unwrap();
+            assert_eq!(ids(&file), ids(&vocabulary), "{text}");
+        }
+        assert_eq!(file.special_id("pad_token"), Some(0));
+    }
+
+    #[test]
+    fn the_full_stop_parts_phrases_whichever_file_names_it() {
+        for tokenizer in [of_vocabulary(), of_tokenizer_json()] {
+            assert_eq!(tokenizer.id("."), Some(BOUNDARIES[2]));
+            let text = prompt("Red circles. RING");
+            let batch = TextBatch::new(&[&text], &tokenizer, 32, Device::Cpu).unwrap();
+            assert_eq!(batch.ids, [[101, 104, 106, 107, 1012, 108, 1012, 102]]);
+            let positions: Vec<Vec<i64>> = Vec::try_from(&batch.positions).unwrap();
+            assert_eq!(positions, [[0, 0, 1, 2, 3, 0, 1, 0]]);
+            let sees: Vec<Vec<i64>> = Vec::try_from(batch.attention.get(0).to_kind(Kind::Int64)).unwrap();
+            assert_eq!(sees[1], [0, 1, 1, 1, 1, 0, 0, 0]);
+            assert_eq!(sees[5], [0, 0, 0, 0, 0, 1, 1, 0]);
+        }
+    }
 
     #[test]
     fn prompts_end_with_a_full_stop() {

@@ -299,28 +299,81 @@ mod tests {
         }
     }
 
+    /// Of tables and of queries, keys and values `[planes, side, side, 4]`.
+    fn case(planes: i64, side: i64, kind: Kind) -> (RelativePositions, [Tensor; 3]) {
+        let wave = |shape: &[i64], pace| wave(shape, pace).to_kind(kind);
+        let positions = RelativePositions {
+            rows: wave(&[2 * side - 1, 4], 1.3),
+            columns: wave(&[2 * side - 1, 4], 1.7),
+            side,
+        };
+        let shape = [planes, side, side, 4];
+        (positions, [wave(&shape, 0.61), wave(&shape, 0.87), wave(&shape, 0.53)])
+    }
+
+    /// The formula for some queries of a plane, in f64: each has its score for a key's row from the table of rows, by how far the key
+    /// lies below it, and one for its column.
+    fn by_table(positions: &RelativePositions, of: &[Tensor; 3], plane: i64, queries: &[i64]) -> Tensor {
+        let side = positions.side;
+        let wide = |x: &Tensor| x.to_kind(Kind::Double);
+        let [query, key, value] = of.each_ref().map(|x| wide(&x.get(plane)).view([side * side, 4]));
+        let mixed = queries.iter().map(|&at| {
+            let one = query.get(at);
+            let distances = |step: &dyn Fn(i64) -> i64| -> Vec<i64> {
+                (0..side * side).map(|key| step(at) - step(key) + side - 1).collect()
+            };
+            let bias = |table: &Tensor, step: &dyn Fn(i64) -> i64| {
+                wide(table).matmul(&one).index_select(0, &Tensor::from_slice(&distances(step)))
+            };
+            let scores = key.matmul(&one) / 2.0
+                + bias(&positions.rows, &|place| place / side)
+                + bias(&positions.columns, &|place| place % side);
+            value.tr().matmul(&scores.softmax(0, Kind::Double))
+        });
+        Tensor::stack(&mixed.collect::<Vec<_>>(), 0)
+    }
+
+    fn assert_by_table(positions: &RelativePositions, of: &[Tensor; 3], got: &Tensor, within: f64) {
+        let (planes, side) = (got.size()[0], positions.side);
+        assert_eq!(got.size(), of[0].size());
+        let tokens = side * side;
+        // Corners, and both sides of every cut there may be.
+        let queries: Vec<i64> = [0, side - 1]
+            .into_iter()
+            .chain((0..tokens).step_by(61))
+            .chain([tokens - side, tokens - 1])
+            .collect();
+        for plane in [0, planes / 2, planes - 1] {
+            let expected = by_table(positions, of, plane, &queries);
+            let got = got.get(plane).view([tokens, 4]).to_kind(Kind::Double);
+            let error = (got.index_select(0, &Tensor::from_slice(&queries)) - expected).abs().max();
+            assert!(error.double_value(&[]) < within, "side {side}, plane {plane}: {error:?}");
+        }
+    }
+
     #[test]
     fn cutting_the_bias_up_changes_nothing() {
         // 2,200 planes of 7 x 7 are more than fit at once; 64 x 64 patches are cut through their rows, the last cut shorter.
-        for (planes, side) in [(2_200, 7), (2, 64), (1, 60)] {
-            let positions = RelativePositions {
-                rows: wave(&[2 * side - 1, 4], 1.3),
-                columns: wave(&[2 * side - 1, 4], 1.7),
-                side,
-            };
-            let shape = [planes, side, side, 4];
-            let (query, key, value) = (wave(&shape, 0.61), wave(&shape, 0.87), wave(&shape, 0.53));
-            let got = positions.attend(&query, &key, &value);
-            for plane in [0, planes / 2, planes - 1] {
-                let one = |x: &Tensor| x.get(plane).view([side * side, 4]).to_kind(Kind::Double);
-                let scores = one(&query).matmul(&one(&key).tr()) / 2.0;
-                let [rows, columns] = positions.scores(&query.narrow(0, plane, 1));
-                let bias = (rows.unsqueeze(-1) + columns.unsqueeze(-2)).reshape_as(&scores);
-                let shares = (scores + bias.to_kind(Kind::Double)).softmax(-1, Kind::Double);
-                let expected = shares.matmul(&one(&value));
-                let error = (one(&got) - expected).abs().max();
-                assert!(error.double_value(&[]) < 1e-5, "side {side}, plane {plane}: {error:?}");
-            }
+        let cases = [(2_200, 7), (2, 64), (1, 60)].map(|(planes, side)| (planes, side, Kind::Float, 1e-5));
+        // What is not f32 is cut on another way.
+        let others =
+            [(2, 64, Kind::Double, 1e-12), (1, 60, Kind::Double, 1e-12), (1, 64, Kind::BFloat16, 0.02)];
+        for (planes, side, kind, within) in cases.into_iter().chain(others) {
+            let (positions, of) = case(planes, side, kind);
+            let got = positions.attend(&of[0], &of[1], &of[2]);
+            assert_eq!(got.kind(), kind);
+            assert_by_table(&positions, &of, &got, within);
+        }
+    }
+
+    #[test]
+    fn rows_of_queries_do_not_depend_on_how_many_come_at_once() {
+        // 16 rows of 16 go through `Linear::forward_rows`' fast way, the others do not.
+        let (positions, of) = case(3, 16, Kind::Float);
+        let biases = positions.scores(&of[0]);
+        for rows_at_once in [1, 3, 16] {
+            let got = attend_by_rows(&of[0], &of[1], &of[2], &biases, rows_at_once);
+            assert_by_table(&positions, &of, &got, 1e-5);
         }
     }
 }

@@ -264,7 +264,7 @@ impl SamVisionConfig {
             patch_size: count("patch_size", default.patch_size)?,
             num_pos_feats: count("num_pos_feats", default.num_pos_feats)?,
             hidden_act: Activation::take(&mut fields, "hidden_act", default.hidden_act)?,
-            layer_norm_eps: fields.or("layer_norm_eps", default.layer_norm_eps)?,
+            layer_norm_eps: fields.positive("layer_norm_eps", default.layer_norm_eps)?,
             qkv_bias: fields.or("qkv_bias", default.qkv_bias)?,
             use_abs_pos: fields.or("use_abs_pos", default.use_abs_pos)?,
             use_rel_pos: fields.or("use_rel_pos", default.use_rel_pos)?,
@@ -313,7 +313,7 @@ impl SamPromptEncoderConfig {
             mask_input_channels: count("mask_input_channels", default.mask_input_channels)?,
             num_point_embeddings: count("num_point_embeddings", default.num_point_embeddings)?,
             hidden_act: Activation::take(&mut fields, "hidden_act", default.hidden_act)?,
-            layer_norm_eps: fields.or("layer_norm_eps", default.layer_norm_eps)?,
+            layer_norm_eps: fields.positive("layer_norm_eps", default.layer_norm_eps)?,
             extra: Map::new(),
         };
         check_grid(&fields, config.image_size, config.patch_size)?;
@@ -344,7 +344,7 @@ impl SamMaskDecoderConfig {
             iou_head_depth: count("iou_head_depth", default.iou_head_depth)?,
             iou_head_hidden_dim: count("iou_head_hidden_dim", default.iou_head_hidden_dim)?,
             hidden_act: Activation::take(&mut fields, "hidden_act", default.hidden_act)?,
-            layer_norm_eps: fields.or("layer_norm_eps", default.layer_norm_eps)?,
+            layer_norm_eps: fields.positive("layer_norm_eps", default.layer_norm_eps)?,
             extra: Map::new(),
         };
         let width = config.hidden_size;

@@ -104,10 +104,15 @@ impl Layer {
     /// `[n, rows, columns, width]` to the same.
     fn forward(&self, hidden: &Tensor) -> Tensor {
         let hidden = hidden + self.attention.forward(&self.norm1.forward(hidden));
+        self.with_mlp(&hidden, MLP_ROWS)
+    }
+
+    /// `[.., width]` and what the MLP makes of it, which looks at so many rows at once.
+    fn with_mlp(&self, hidden: &Tensor, rows_at_once: i64) -> Tensor {
         let size = hidden.size();
-        let rows = hidden.view([-1, size[3]]);
+        let rows = hidden.view([-1, size[size.len() - 1]]);
         let parts: Vec<Tensor> = rows
-            .split(MLP_ROWS, 0)
+            .split(rows_at_once, 0)
             .iter()
             .map(|rows| {
                 let wide = self.activation.forward(&self.widen.forward_rows(&self.norm2.forward(rows)));
@@ -135,5 +140,41 @@ impl Neck {
         let reduced = self.norm1.forward(&self.reduce.forward_rows(hidden));
         let seen = self.conv.forward(&reduced.permute([0, 3, 1, 2]).contiguous());
         self.norm2.forward(&seen.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]).contiguous()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use torch_nn::Weights;
+    use torch_nn::tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn the_mlp_does_not_depend_on_how_many_rows_come_at_once() {
+        torch_nn::tch::manual_seed(4);
+        let options = (Kind::Float, Device::Cpu);
+        let config = SamVisionConfig {
+            hidden_size: 12,
+            mlp_dim: 20,
+            num_attention_heads: 2,
+            image_size: 64,
+            ..SamVisionConfig::default()
+        };
+        let shapes = Weights::asked_for(|scope| drop(Layer::load(scope, &config, 0)));
+        let random = |(name, shape): (String, Vec<i64>)| (name, Tensor::randn(shape, options));
+        let weights = Weights::from_tensors(shapes.into_iter().map(random).collect());
+        let layer = Layer::load(&weights.root(), &config, 0);
+        weights.finish().unwrap();
+        let hidden = Tensor::randn([1, 30, 20, 12], options);
+        let wide = layer.activation.forward(&layer.widen.forward(&layer.norm2.forward(&hidden)));
+        let expected = &hidden + layer.narrow.forward(&wide);
+        // In one part; in parts of which the last is smaller, on the fast way for 256 rows and more and on the other.
+        for rows_at_once in [600, 256, 7] {
+            let got = layer.with_mlp(&hidden, rows_at_once);
+            assert_eq!(got.size(), hidden.size());
+            let error = ((got - &expected).abs().max() / expected.abs().max()).double_value(&[]);
+            assert!(error < 1e-5, "{rows_at_once} rows at once: off by {error:.1e}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use torch_nn::tch::{Device, Kind, Tensor, no_grad};
 use super::processor::SamSizes;
 use super::prompts::SamPrompt;
 use super::{Sam, SamImage};
+use crate::VisionError;
 
 /// Prompts that go through the decoder together.
 const PROMPTS_AT_ONCE: usize = 8;
@@ -34,6 +35,9 @@ impl Sam {
     ///
     /// Beside the masks themselves, a byte per pixel, it takes what [`Sam::for_each_mask`] does.
     ///
+    /// # Errors
+    /// As [`Sam::for_each_mask`].
+    ///
     /// # Panics
     /// When a coordinate is not finite.
     #[track_caller]
@@ -42,27 +46,45 @@ impl Sam {
         image: &SamImage,
         prompts: &[P],
         multimask: bool,
-    ) -> Vec<SamMask> {
+    ) -> Result<Vec<SamMask>, VisionError> {
         let mut masks = Vec::new();
-        self.for_each_mask(image, prompts, multimask, |mask| masks.push(mask));
-        masks
+        self.for_each_mask(image, prompts, multimask, |mask| masks.push(mask))?;
+        Ok(masks)
     }
 
     /// Shows `each` mask of [`Sam::masks`], and keeps none.
     ///
     /// However many prompts there are, 8 of them are decoded together (some 250 MiB at 1024 pixels in f32), and full-size scores
-    /// are made for as many masks as fit into 128 MiB, at 4 bytes for each pixel of canvas and image, or for one.
+    /// are made for as many masks as fit into some 128 MiB, at 4 bytes for each pixel of canvas and image, or for one; scaling
+    /// copies part of them, so that the peak is nearer to twice as much.
+    ///
+    /// # Errors
+    /// [`VisionError::NotFinite`] when a score is no number, before a mask of that prompt is shown.
     ///
     /// # Panics
-    /// When a coordinate is not finite.
+    /// When a coordinate is not finite, or the image was embedded by a model of other sizes.
     #[track_caller]
     pub fn for_each_mask<P: Clone + Into<SamPrompt>>(
         &self,
         image: &SamImage,
         prompts: &[P],
         multimask: bool,
+        each: impl FnMut(SamMask),
+    ) -> Result<(), VisionError> {
+        let at_once = masks_at_once(self.canvas(), image.sizes.original);
+        self.for_each_of(image, prompts, multimask, at_once, each)
+    }
+
+    /// The same, with full-size scores of so many masks at once.
+    #[track_caller]
+    pub(super) fn for_each_of<P: Clone + Into<SamPrompt>>(
+        &self,
+        image: &SamImage,
+        prompts: &[P],
+        multimask: bool,
+        at_once: i64,
         mut each: impl FnMut(SamMask),
-    ) {
+    ) -> Result<(), VisionError> {
         let prompts: Vec<SamPrompt> = prompts.iter().cloned().map(Into::into).collect();
         let Size { height, width } = image.sizes.original;
         let dense = self.prompt_encoder().dense(None);
@@ -73,11 +95,16 @@ impl Sam {
                 let sparse = no_grad(|| self.prompt_encoder().sparse(some, &image.sizes));
                 let (scores, qualities) = self.low_res_masks(&image.embedding, &sparse, &dense, multimask);
                 let per_prompt = scores.size()[1] as usize;
+                // Comparisons with NaN are false, so that masks would be empty.
+                let finite = scores.isfinite().all().logical_and(&qualities.isfinite().all());
+                if finite.int64_value(&[]) == 0 {
+                    return Err(VisionError::NotFinite { what: "scores of masks" });
+                }
                 let qualities = numbers(&qualities);
                 let scores = scores.flatten(0, 1);
-                let at_once = masks_at_once(self.canvas(), image.sizes.original);
                 for (part, start) in scores.split(at_once, 0).iter().zip((0..).step_by(at_once as usize)) {
-                    let masks = full_size_masks(part, self.canvas(), &image.sizes);
+                    // One copy from the device for all of them.
+                    let masks = full_size_masks(part, self.canvas(), &image.sizes).to_device(Device::Cpu);
                     for (index, mask) in (start..).zip(masks.unbind(0)) {
                         each(SamMask {
                             prompt: first + index / per_prompt,
@@ -91,6 +118,7 @@ impl Sam {
                 first += some.len();
             }
         }
+        Ok(())
     }
 
     fn canvas(&self) -> Size {
@@ -125,8 +153,7 @@ fn numbers(x: &Tensor) -> Vec<f32> {
 }
 
 fn booleans(mask: &Tensor) -> Vec<bool> {
-    let mask = mask.to_device(Device::Cpu).contiguous().view(-1);
-    Vec::try_from(&mask).expect("a row of bool")
+    Vec::try_from(&mask.contiguous().view(-1)).expect("a row of bool")
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //! let sam = Sam::open(folder, Device::Cpu, Kind::Float)?;
 //! let image = sam.embed(&picture)?;
 //! let cup = BoxPrompt { left: 100.0, top: 80.0, right: 180.0, bottom: 200.0 };
-//! let masks = sam.masks(&image, &[cup], false);
+//! let masks = sam.masks(&image, &[cup], false)?;
 //! assert_eq!(masks[0].pixels.len(), 640 * 480);
 //! # Ok::<(), vision_models::VisionError>(())
 //! ```
@@ -189,3 +189,6 @@ pub fn parameter_shapes(config: &SamConfig) -> BTreeMap<String, Vec<i64>> {
         parts(root, config);
     })
 }
+
+#[cfg(test)]
+mod tests;

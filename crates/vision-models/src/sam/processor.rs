@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use image::RgbImage;
-use lmm_prep::{Fields, Filter, FromJson, PixelScale, PixelStatistics, PrepError, Size, resize};
+use lmm_prep::{Fields, Filter, FromJson, PixelConfig, PixelScale, PixelStatistics, PrepError, Size, resize};
 use serde_json::{Map, Value};
 use torch_nn::tch::Tensor;
 
@@ -19,16 +19,8 @@ pub struct SamProcessorConfig {
     pub pad_size: Size,
     /// Resampling filter.
     pub resample: Filter,
-    /// Multiply pixels by `rescale_factor`.
-    pub do_rescale: bool,
-    /// Usually 1/255.
-    pub rescale_factor: f64,
-    /// Subtract `image_mean`, then divide by `image_std`.
-    pub do_normalize: bool,
-    /// Mean of red, green, blue.
-    pub image_mean: [f64; 3],
-    /// Standard deviation of red, green, blue.
-    pub image_std: [f64; 3],
+    /// What is done to the values of pixels.
+    pub pixels: PixelConfig,
     /// Keys that nothing here reads.
     pub extra: Map<String, Value>,
 }
@@ -39,12 +31,7 @@ impl Default for SamProcessorConfig {
             longest_edge: 1024,
             pad_size: Size { height: 1024, width: 1024 },
             resample: Filter::Bilinear,
-            do_rescale: true,
-            rescale_factor: 1.0 / 255.0,
-            do_normalize: true,
-            // IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD
-            image_mean: [0.485, 0.456, 0.406],
-            image_std: [0.229, 0.224, 0.225],
+            pixels: PixelConfig::new(PixelStatistics::IMAGENET),
             extra: Map::new(),
         }
     }
@@ -103,22 +90,13 @@ impl SamProcessorConfig {
             let expected = format!("sides of at least size.longest_edge = {longest_edge}");
             return Err(fields.error("pad_size", expected, pad_size.to_string()));
         }
-        let mut config = Self {
+        Ok(Self {
             longest_edge,
             pad_size,
             resample: fields.or("resample", default.resample)?,
-            do_rescale: fields.or("do_rescale", default.do_rescale)?,
-            rescale_factor: fields.or("rescale_factor", default.rescale_factor)?,
-            do_normalize: fields.or("do_normalize", default.do_normalize)?,
-            image_mean: fields.nullable("image_mean", None)?.unwrap_or(default.image_mean),
-            image_std: fields.nullable("image_std", None)?.unwrap_or(default.image_std),
-            extra: Map::new(),
-        };
-        if config.do_normalize && config.image_std.contains(&0.0) {
-            return Err(fields.error("image_std", "numbers other than 0", format!("{:?}", config.image_std)));
-        }
-        config.extra = fields.into_extra();
-        Ok(config)
+            pixels: PixelConfig::take(&mut fields, PixelStatistics::IMAGENET)?,
+            extra: fields.into_extra(),
+        })
     }
 }
 
@@ -146,11 +124,7 @@ pub struct SamProcessor {
 impl SamProcessor {
     /// A processor with these settings.
     pub fn new(config: SamProcessorConfig) -> Self {
-        let statistics = PixelStatistics { mean: config.image_mean, std: config.image_std };
-        let scale = PixelScale::new(
-            config.do_rescale.then_some(config.rescale_factor),
-            config.do_normalize.then_some(statistics),
-        );
+        let scale = PixelScale::new(config.pixels);
         Self { config, scale }
     }
 
@@ -243,7 +217,8 @@ mod tests {
         let other =
             SamProcessorConfig::from_json(r#"{"size": 64, "pad_size": 80, "image_mean": 0.5, "old": 1}"#)
                 .unwrap();
-        assert_eq!((other.longest_edge, other.pad_size.width, other.image_mean), (64, 80, [0.5; 3]));
+        let mean = other.pixels.statistics.unwrap().mean;
+        assert_eq!((other.longest_edge, other.pad_size.width, mean), (64, 80, [0.5; 3]));
         assert_eq!(other.extra.len(), 1);
     }
 }

@@ -123,9 +123,11 @@ impl PlaceEncoding {
         let copy = root.sub("prompt_encoder.shared_embedding");
         // One tensor in the model. Files hold it under the first name, under both, or under whichever an exporter kept.
         let source = if shared.contains(NAME) || !copy.contains(NAME) { &shared } else { &copy };
-        let frequencies = source.tensor(NAME, &[2, config.vision_config.num_pos_feats as i64]);
+        let shape = [2, config.vision_config.num_pos_feats as i64];
+        // Rounded to bf16, places at the far end would be off by up to 0.04 radians.
+        let frequencies = source.tensor_in(NAME, &shape, Kind::Float);
         root.skip("prompt_encoder.shared_embedding");
-        Self { frequencies: frequencies.to_kind(Kind::Float) }
+        Self { frequencies }
     }
 
     /// Maps `[n, 2]` (x and y from -1 to 1, f32) to `[n, 2 · frequencies]`.

@@ -3,8 +3,8 @@
 use torch_nn::tch::Tensor;
 use torch_nn::{Activation, AttentionMask, LayerNorm, Linear, Scope, attention, merge_heads, split_heads};
 
-use super::windows::{Windows, relative_places};
-use super::{SwinConfig, indices};
+use super::SwinConfig;
+use super::windows::Windows;
 use crate::encoder_layer::activation;
 
 /// Attention and an MLP, each behind a layer norm and added to what went in.
@@ -51,13 +51,15 @@ impl Block {
         }
     }
 
-    /// Maps `[n, height · width, channels]` to the same shape.
-    pub(super) fn forward(&self, hidden: &Tensor, windows: &Windows) -> Tensor {
+    /// Maps `[n, height · width, channels]` to the same shape. `table_rows [side⁴]` are [`relative_places`].
+    ///
+    /// [`relative_places`]: super::windows::relative_places
+    pub(super) fn forward(&self, hidden: &Tensor, windows: &Windows, table_rows: &Tensor) -> Tensor {
         let x = windows.cut(&self.norm1.forward(hidden));
         let head_dim = x.size()[2] / self.heads;
         let heads = |projection: &Linear| split_heads(&projection.forward(&x), head_dim);
         let (query, key, value) = (heads(&self.query), heads(&self.key), heads(&self.value));
-        let scores = windows.scores(&self.bias(), hidden.size()[0]).to_kind(query.kind());
+        let scores = windows.scores(&self.bias(table_rows), hidden.size()[0]).to_kind(query.kind());
         let mixed = attention(&query, &key, &value, &AttentionMask::Added(scores));
         let hidden = hidden + windows.join(&self.output.forward(&merge_heads(&mixed)));
         let wide = self.activation.forward(&self.widen.forward(&self.norm2.forward(&hidden)));
@@ -65,10 +67,9 @@ impl Block {
     }
 
     /// What relative places add to the scores of every window, `[1, heads, places, places]`.
-    fn bias(&self) -> Tensor {
+    fn bias(&self, table_rows: &Tensor) -> Tensor {
         let places = self.side * self.side;
-        let rows = indices(&relative_places(self.side), self.bias_table.device());
-        let bias = self.bias_table.index_select(0, &rows).view([places, places, self.heads]);
+        let bias = self.bias_table.index_select(0, table_rows).view([places, places, self.heads]);
         bias.permute([2, 0, 1]).contiguous().unsqueeze(0)
     }
 }

@@ -78,7 +78,7 @@ impl SwinConfig {
             mlp_ratio: fields.or("mlp_ratio", default.mlp_ratio)?,
             qkv_bias: fields.or("qkv_bias", default.qkv_bias)?,
             hidden_act: Activation::take(&mut fields, "hidden_act", default.hidden_act)?,
-            layer_norm_eps: fields.or("layer_norm_eps", default.layer_norm_eps)?,
+            layer_norm_eps: fields.positive("layer_norm_eps", default.layer_norm_eps)?,
             out_indices: Vec::new(),
             extra: Map::new(),
         };

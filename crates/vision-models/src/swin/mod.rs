@@ -8,12 +8,14 @@ mod block;
 mod config;
 mod windows;
 
+use std::cell::OnceCell;
+
 use torch_nn::tch::{Kind, Tensor};
 use torch_nn::{Conv2d, LayerNorm, Linear, Scope};
 
 use block::Block;
 pub use config::SwinConfig;
-use windows::Windows;
+use windows::{Windows, relative_places};
 
 /// Epsilon of the layer norms that `layer_norm_eps` is not for: PyTorch's default.
 const DEFAULT_EPSILON: f64 = 1e-5;
@@ -25,6 +27,9 @@ pub struct Swin {
     patch_size: i64,
     first_norm: LayerNorm,
     stages: Vec<Stage>,
+    window: i64,
+    /// Where in their tables all blocks find their biases; made by the first forward pass, for a copy to a GPU waits for it.
+    table_rows: OnceCell<Tensor>,
     /// By stage, the patches (the stem) first: the norm of its feature map, where that is asked for.
     output_norms: Vec<Option<LayerNorm>>,
 }
@@ -67,6 +72,8 @@ impl Swin {
                     Stage::load(&scope, config, index, index + 1 < needed)
                 })
                 .collect(),
+            window: config.window_size as i64,
+            table_rows: OnceCell::new(),
             output_norms: (0..=needed)
                 .map(|stage| {
                     let name = if stage == 0 {
@@ -101,7 +108,9 @@ impl Swin {
         let mut maps = Vec::new();
         self.push_map(&mut maps, 0, &hidden, height, width);
         for (index, stage) in self.stages.iter().enumerate() {
-            hidden = stage.forward(hidden, height, width);
+            let table_rows =
+                self.table_rows.get_or_init(|| indices(&relative_places(self.window), hidden.device()));
+            hidden = stage.forward(hidden, height, width, table_rows);
             self.push_map(&mut maps, index + 1, &hidden, height, width);
             if let Some(merge) = &stage.merge {
                 hidden = merge.forward(&hidden, height, width);
@@ -137,13 +146,13 @@ impl Stage {
     }
 
     /// Maps `[n, height · width, channels]` to the same shape. Every other block has its windows shifted by half of one.
-    fn forward(&self, hidden: Tensor, height: i64, width: i64) -> Tensor {
+    fn forward(&self, hidden: Tensor, height: i64, width: i64, table_rows: &Tensor) -> Tensor {
         let windows = |shift| Windows::new(height, width, self.window, shift, hidden.kind(), hidden.device());
         let kinds = [windows(0), windows(self.window / 2)];
         self.blocks
             .iter()
             .zip(kinds.iter().cycle())
-            .fold(hidden, |hidden, (block, windows)| block.forward(&hidden, windows))
+            .fold(hidden, |hidden, (block, windows)| block.forward(&hidden, windows, table_rows))
     }
 }
 

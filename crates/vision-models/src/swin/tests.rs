@@ -4,7 +4,6 @@ use torch_nn::Weights;
 use torch_nn::tch::Device;
 
 use super::*;
-use crate::swin::windows::relative_places;
 
 fn map(height: i64, width: i64) -> Tensor {
     (Tensor::arange(height * width, (Kind::Float, Device::Cpu)) + 1.0).view([1, height * width, 1])
