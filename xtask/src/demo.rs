@@ -45,7 +45,8 @@ const LEAST_RECOVERED: f64 = 0.97;
 const LEAST_EXACT: f64 = 0.6;
 const TIMES_CONSTANT: f64 = 4.0;
 
-/// How many times as much as those of other features an explanation must overlap with its feature.
+/// How many times as much as those of other features an explanation must overlap with its feature: of all that are explained, and of those
+/// that stand for one concept by the masks of the same images.
 const TIMES_PERMUTED: f64 = 5.0;
 
 /// What steering and attribution must reach, and on how many scenes: the share of answers that clamping turns into the feature's
@@ -303,7 +304,8 @@ fn judge_explanations(report: &Path) -> Result<String> {
     ))
 }
 
-/// Holds the overlap of the specific features of `report` and what their explanations name against what those of others do.
+/// Holds the overlap of features and what their explanations name against what those of others do: of all in `summary`, and of the specific ones
+/// of `report`.
 fn judge_scores(summary: &Path, report: &Path) -> Result<String> {
     let read = |path: &Path| -> Result<Value> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -313,26 +315,30 @@ fn judge_scores(summary: &Path, report: &Path) -> Result<String> {
     let list = |value: &Value| value["features"].as_array().cloned().unwrap_or_default();
     let specific: Vec<String> =
         list(&report).iter().map(|feature| format!("_feature{}", feature["feature"])).collect();
-    let (mut own, mut permuted) = (Vec::new(), Vec::new());
-    for feature in list(&scores) {
-        let name = feature["feature"].as_str().unwrap_or_default();
-        if specific.iter().any(|end| name.ends_with(end)) {
-            own.extend(feature["mean"].as_f64());
-            permuted.extend(feature["baselines"][0].as_f64());
-        }
+    let is_specific = |name: &str| specific.iter().any(|end| name.ends_with(end));
+    let mut told = Vec::new();
+    for (what, counts) in
+        [("explained", &(|_: &str| true) as &dyn Fn(&str) -> bool), ("specific", &is_specific)]
+    {
+        let both = |feature: &Value| {
+            let is_counted = counts(feature["feature"].as_str().unwrap_or_default());
+            let both = feature["mean"].as_f64().zip(feature["baselines"][0].as_f64());
+            both.filter(|_| is_counted)
+        };
+        let (own, permuted): (Vec<f64>, Vec<f64>) = list(&scores).iter().filter_map(both).unzip();
+        ensure!(!own.is_empty(), "{} scores no {what} feature", summary.display());
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let (own, permuted, n) = (mean(&own), mean(&permuted), own.len());
+        ensure!(
+            own >= TIMES_PERMUTED * permuted,
+            "{what} features overlap what their explanations name by {own:.3}, what other features' name by {permuted:.3}; promised are \
+             {TIMES_PERMUTED} times as much"
+        );
+        told.push(format!(
+            "    {n} {what} features overlap what their explanations name by {own:.3}, what another feature's names by {permuted:.3}"
+        ));
     }
-    ensure!(!own.is_empty(), "{} scores no specific feature", summary.display());
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    let (mean_own, mean_permuted) = (mean(&own), mean(&permuted));
-    ensure!(
-        mean_own >= TIMES_PERMUTED * mean_permuted,
-        "specific features overlap what their explanations name by {mean_own:.3}, what other features' name by {mean_permuted:.3}; promised \
-         are {TIMES_PERMUTED} times as much"
-    );
-    Ok(format!(
-        "    {} specific features overlap what their explanations name by {mean_own:.3}, what another feature's names by {mean_permuted:.3}",
-        own.len()
-    ))
+    Ok(told.join("\n"))
 }
 
 /// Holds steering and attribution against random features.
@@ -470,10 +476,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [summary, report] =
             ["iou.summary.json", "explanations.json"].map(|name| folder.path().join(name));
-        fs::write(&report, r#"{"features":[{"feature":2},{"feature":12}]}"#).unwrap();
+        fs::write(&report, r#"{"features":[{"feature":2},{"feature":12},{"feature":7}]}"#).unwrap();
         let judged = |permuted: f64| {
             let feature = |n: u32, mean: f64| serde_json::json!({"feature": format!("model.layers.2_feature{n}"), "mean": mean, "baselines": [permuted]});
-            let features = [feature(2, 0.5), feature(12, 0.3), feature(1, 0.0)];
+            // The last stands for a concept, but is held against nothing.
+            let alone =
+                serde_json::json!({"feature": "model.layers.2_feature7", "mean": 0.9, "baselines": [null]});
+            let features = [feature(2, 0.5), feature(12, 0.3), feature(1, 0.0), alone];
             fs::write(&summary, serde_json::json!({"features": features}).to_string()).unwrap();
             judge_scores(&summary, &report)
         };
@@ -482,6 +491,8 @@ mod tests {
                 .unwrap()
                 .contains("2 specific features overlap what their explanations name by 0.400")
         );
+        // The specific ones would do, all of them do not.
+        assert!(judged(0.06).unwrap_err().to_string().contains("explained features"));
         assert!(judged(0.1).is_err());
         fs::write(&report, "{}").unwrap();
         assert!(judged(0.05).is_err());

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::project::Project;
 
 /// Folders and files of the workspace that are ours to check.
-const ROOTS: [&str; 14] = [
+const ROOTS: [&str; 16] = [
     ".cargo",
     ".ci",
     ".config",
@@ -20,6 +20,8 @@ const ROOTS: [&str; 14] = [
     "crates",
     "docs",
     "examples",
+    "launch",
+    "scripts",
     "tests",
     "xtask",
     "Cargo.toml",
@@ -27,7 +29,7 @@ const ROOTS: [&str; 14] = [
 ];
 const SKIPPED: [&str; 3] = ["target", "__pycache__", "node_modules"];
 /// Other endings are data.
-const TEXT: [&str; 7] = ["rs", "toml", "md", "py", "sh", "yml", "html"];
+const TEXT: [&str; 9] = ["rs", "toml", "md", "py", "sh", "yml", "yaml", "sbatch", "html"];
 /// Over this a file is listed: plan a split.
 const LONG: usize = 600;
 /// Over this a file fails.

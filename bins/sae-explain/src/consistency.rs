@@ -14,9 +14,9 @@ use serde::Serialize;
 use stage_kit::{CommonArgs, RunManifest, write_whole};
 
 use crate::follow::{self, LABELS, PassedOver};
-use crate::publish::FLAG;
+use crate::publish::stage;
 
-const CONSISTENCY: Stage = Stage { name: "consistency", suffix: None, flag: FLAG };
+const CONSISTENCY: Stage = stage("consistency", None);
 
 pub(crate) const EXAMPLE: &str = "\
 Example:

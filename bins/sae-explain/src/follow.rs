@@ -12,7 +12,7 @@ use explain_kit::{
 use serde::Serialize;
 use stage_kit::{CommonArgs, RunManifest, UsageError};
 
-use crate::publish::{FLAG, publish};
+use crate::publish::{publish, stage};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct FollowArgs {
@@ -40,7 +40,7 @@ pub(crate) struct Follow {
 
 pub(crate) const REFINE: Follow = Follow {
     label: "refining",
-    stage: Stage { name: "refined", suffix: Some("_refined"), flag: FLAG },
+    stage: stage("refined", Some("_refined")),
     instruction: prompt::refine_instruction,
     read: parse::entity,
 };
@@ -48,7 +48,7 @@ pub(crate) const REFINE: Follow = Follow {
 pub(crate) const LABEL: Follow =
     Follow { label: "labelling", stage: LABELS, instruction: prompt::label_instruction, read: parse::label };
 
-pub(crate) const LABELS: Stage = Stage { name: "labels", suffix: Some("_labels"), flag: FLAG };
+pub(crate) const LABELS: Stage = stage("labels", Some("_labels"));
 
 /// What was passed over, for the summary.
 #[derive(Serialize)]

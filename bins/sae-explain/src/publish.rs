@@ -7,7 +7,12 @@ use explain_kit::{EXPLANATIONS, ExplainKitError, Folder, Records, Stage};
 /// The flag that names the folder of every stage here.
 pub(crate) const FLAG: &str = "--explanation-dir";
 
-pub(crate) const EXPLAINED: Stage = Stage { name: EXPLANATIONS, suffix: Some(""), flag: FLAG };
+pub(crate) const EXPLAINED: Stage = Stage { keeps_images: true, ..stage(EXPLANATIONS, Some("")) };
+
+/// A stage that writes its ledger and what is made of it, and keeps no pictures.
+pub(crate) const fn stage(name: &'static str, suffix: Option<&'static str>) -> Stage {
+    Stage { name, suffix, extra: &[], keeps_images: false, flag: FLAG }
+}
 
 /// Writes one file per hook point in multimodal-sae's form.
 pub(crate) fn publish(folder: &Folder, records: Records<'_>) -> Result<(), ExplainKitError> {

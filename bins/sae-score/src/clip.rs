@@ -4,27 +4,34 @@ mod record;
 mod report;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use explain::{Cut, Edges, FeatureKey, HeatMap, Masking};
-use explain_kit::{Folder, RunArgs, Stage};
-use image::RgbImage;
-use mm_data::hub::{self, RepoKind};
+use explain_kit::{RunArgs, Stage};
+use image::{RgbImage, imageops};
+use lmm_prep::{PreprocessorConfig, TargetSize};
+use mm_data::Field;
 use model_kit::TorchArgs;
 use sae_types::SampleId;
 use scoring::clip_score;
-use stage_kit::{CommonArgs, RunManifest, hash_file};
+use stage_kit::{CommonArgs, hash_bytes, hash_file};
 use vision_models::Clip;
 
 use crate::explained::ExplainedArgs;
-use crate::features::score_all;
-use crate::images::{ImageArgs, Images, OtherTexts};
+use crate::features::ImageRun;
+use crate::images::{ImageArgs, Images, Seen};
+use crate::models;
 use record::{ClipRecord, ImageScores};
 
-const STAGE: Stage = Stage { name: "clip", suffix: Some("_clip"), flag: "--save-dir" };
+const STAGE: Stage = Stage {
+    name: "clip",
+    suffix: Some("_clip"),
+    extra: &["clip.summary.json", "clip.html"],
+    keeps_images: false,
+    flag: "--save-dir",
+};
 
 /// What is read of a model's folder.
 const FILES: [&str; 8] = [
@@ -54,7 +61,8 @@ pub(crate) struct ClipArgs {
     #[arg(long)]
     save_dir: PathBuf,
     /// CLIP: a folder in Hugging Face layout or a Hub id
-    #[arg(long, default_value = "openai/clip-vit-base-patch32")]
+    // That pull request has the safetensors, which the main branch has not.
+    #[arg(long, default_value = "openai/clip-vit-base-patch32@refs/pr/15")]
     clip: String,
     /// Folder with a folder of images for each feature that a text-to-image model made of its explanation, to be scored with it too
     #[arg(long)]
@@ -69,50 +77,24 @@ pub(crate) struct ClipArgs {
 }
 
 pub(crate) fn run(args: &ClipArgs, torch: TorchArgs, common: &CommonArgs) -> Result<()> {
-    let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
-    manifest.seed = Some(common.seed);
-    let world = common.world()?;
-    manifest.world(world);
-    let (explained, selection) = args.explained.open(world)?;
-    let source = &args.explained.source;
-    let finder = args.images.open(source, explained.cache, &selection, common.seed, &mut manifest)?;
-    let finder = Arc::new(finder);
-    let model = hub::resolve(&args.clip, RepoKind::Model, &FILES)?;
-    let sha256 = hash_file(&model.join("config.json"))?;
-    manifest.settings.insert("--clip (SHA-256 of config.json)".to_owned(), sha256.clone());
-    manifest.input("clip", &model.display(), sha256);
+    let mut run = ImageRun::open(&args.explained, &args.images, &[Field::Images], common)?;
+    let model = models::find("--clip", &args.clip, &FILES, torch, &mut run.manifest)?;
     if let Some(folder) = &args.generated {
         ensure!(folder.is_dir(), "--generated {} is no folder", folder.display());
+        let sha256 = hash_of_pictures(folder)?;
+        run.manifest.settings.insert("--generated (SHA-256 of its images)".to_owned(), sha256);
     }
-    let generated = args.generated.as_ref().map_or_else(String::new, |folder| folder.display().to_string());
-    manifest.settings.insert("--generated".to_owned(), generated);
     let clip = Clip::open(&model, torch.device.open()?, torch.dtype.kind()).context("opening CLIP")?;
-    let others = OtherTexts::of(&explained, common.seed);
-    let (path, texts) = (&args.save_dir, explained.texts.clone());
-    let folder = Folder::<ClipRecord>::open(path, STAGE, &args.run, world, &selection, texts, &mut manifest)?;
-
+    run.draw_others(common.seed);
     let mut scorer = Scorer { clip, whole: BTreeMap::new(), generated: args.generated.clone() };
-    let preparing = Arc::clone(&finder);
-    let counts = score_all(
+    run.score(
         "scoring with CLIP",
-        selection,
-        &folder,
-        move |key| preparing.find(key),
-        |key, found| {
-            let text = explained.texts.get(key).unwrap_or_default();
-            let scored = found.and_then(|images| scorer.score(key, text, others.get(key), &images));
-            scored.unwrap_or_else(|error| {
-                tracing::warn!("{key}: {error:#}");
-                ClipRecord::failed(key, text, format!("{error:#}"))
-            })
-        },
-    )?;
-    counts.note(&mut manifest);
-    let summary =
-        folder.write(&mut manifest, |_, records| report::write(args, &explained, &finder, records))?;
-    counts.check(path, STAGE.name)?;
-    writeln!(stage_kit::stdout(), "{}", serde_json::to_string(&summary)?)?;
-    Ok(())
+        STAGE,
+        &args.save_dir,
+        &args.run,
+        |key, text, other, images| scorer.score(key, text, other, images),
+        |explained, finder, records| report::write(args, explained, finder, records),
+    )
 }
 
 /// Embeds pictures and texts, and compares them.
@@ -131,17 +113,28 @@ impl Scorer {
         other: Option<&str>,
         images: &Images,
     ) -> Result<ClipRecord> {
-        let mut record = ClipRecord::new(key, text);
-        record.other_text = other.map(str::to_owned);
+        let mut record = ClipRecord::new(key, text, other);
         let texts: Vec<&str> = std::iter::once(text).chain(other).collect();
         let texts = rows(&self.clip.embed_texts(&texts)?)?;
         let other = texts.get(1);
         self.embed_whole(images)?;
-        let regions: Vec<[Option<RgbImage>; 2]> =
-            images.strongest.iter().map(|(example, picture)| regions(&example.heat, picture)).collect();
-        let cut: Vec<RgbImage> = regions.iter().flatten().flatten().cloned().collect();
-        let mut embedded = rows(&self.clip.embed_images(&cut)?)?.into_iter();
-        for ((example, _), [lit, rest]) in images.strongest.iter().zip(&regions) {
+        let config = self.clip.processor().config();
+        let cut = images.strongest.iter().map(|seen| {
+            let picture = seen.picture.as_ref().ok()?;
+            Some(regions(&seen.example.heat, picture).map(|region| Some(uncut(region?, config))))
+        });
+        let cut: Vec<Option<[Option<RgbImage>; 2]>> = cut.collect();
+        let flat: Vec<RgbImage> = cut.iter().flatten().flatten().flatten().cloned().collect();
+        let mut embedded = rows(&self.clip.embed_images(&flat)?)?.into_iter();
+        for (Seen { example, picture }, cut) in images.strongest.iter().zip(&cut) {
+            let [lit, rest] = match (picture, cut) {
+                (Ok(_), Some(cut)) => cut,
+                (Err(reason), _) => {
+                    record.images.push(ImageScores::failed(example.sample, reason));
+                    continue;
+                }
+                (Ok(_), None) => continue,
+            };
             let whole = &self.whole[&example.sample];
             let mut next = |region: &Option<RgbImage>| region.as_ref().and_then(|_| embedded.next());
             let (lit, rest) = (next(lit), next(rest));
@@ -153,6 +146,7 @@ impl Scorer {
                 region: with(lit.as_ref(), &texts[0]),
                 region_other: other.and_then(|text| with(lit.as_ref(), text)),
                 rest: with(rest.as_ref(), &texts[0]),
+                failed: None,
             });
         }
         let random =
@@ -171,11 +165,14 @@ impl Scorer {
 
     /// Embeds the whole pictures that are not yet.
     fn embed_whole(&mut self, images: &Images) -> Result<()> {
-        let all = images.strongest.iter().chain(&images.random);
-        let new: BTreeMap<SampleId, &Arc<RgbImage>> = all
-            .filter(|(example, _)| !self.whole.contains_key(&example.sample))
-            .map(|(example, picture)| (example.sample, picture))
-            .collect();
+        let strongest = images
+            .strongest
+            .iter()
+            .filter_map(|seen| Some((seen.example.sample, seen.picture.as_ref().ok()?)));
+        let random = images.random.iter().map(|(example, picture)| (example.sample, picture));
+        let all = strongest.chain(random);
+        let new: BTreeMap<SampleId, &Arc<RgbImage>> =
+            all.filter(|(sample, _)| !self.whole.contains_key(sample)).collect();
         let pictures: Vec<RgbImage> = new.values().map(|picture| RgbImage::clone(picture)).collect();
         let embedded = rows(&self.clip.embed_images(&pictures)?)?;
         self.whole.extend(new.into_keys().zip(embedded));
@@ -202,12 +199,64 @@ fn regions(heat: &HeatMap, picture: &RgbImage) -> [Option<RgbImage>; 2] {
     })
 }
 
-/// The images of a folder, in the order of their names.
-fn pictures_in(folder: &Path) -> Result<Vec<RgbImage>> {
+/// The picture in the middle of a black square, large enough that CLIP sees all of it: its processor cuts the ends of a longer side off,
+/// and with them what a feature is on. A processor that stretches cuts nothing, and the picture stays.
+fn uncut(picture: RgbImage, config: &PreprocessorConfig) -> RgbImage {
+    if !config.do_center_crop {
+        return picture;
+    }
+    let (width, height) = picture.dimensions();
+    // Of a square of this many pixels a side, so many are seen.
+    let (of, seen) = match config.size {
+        _ if !config.do_resize => return picture,
+        TargetSize::ShortestEdge(edge) => (edge, config.crop_size.width.min(config.crop_size.height)),
+        TargetSize::Exact(size)
+            if size.width * config.crop_size.height > size.height * config.crop_size.width =>
+        {
+            (size.width, config.crop_size.width)
+        }
+        TargetSize::Exact(size) => (size.height, config.crop_size.height),
+    };
+    let side = u64::from(width.max(height));
+    let side =
+        if of > seen { (side * u64::from(of)).div_ceil(u64::from(seen.max(1))) as u32 } else { side as u32 };
+    if (width, height) == (side, side) {
+        return picture;
+    }
+    let mut square = RgbImage::new(side, side);
+    imageops::replace(&mut square, &picture, i64::from((side - width) / 2), i64::from((side - height) / 2));
+    square
+}
+
+/// One SHA-256 of all images in the folders of a folder.
+fn hash_of_pictures(folder: &Path) -> Result<String> {
+    let failed = || format!("cannot read {}", folder.display());
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(failed)? {
+        folders.push(entry.with_context(failed)?.path());
+    }
+    folders.retain(|path| path.is_dir());
+    folders.sort();
+    let mut lines = Vec::new();
+    for path in folders.iter().map(|path| files_in(path)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+        let name = path.strip_prefix(folder).unwrap_or(&path).display();
+        lines.push(format!("{} {name}\n", hash_file(&path)?));
+    }
+    Ok(hash_bytes(lines.concat().as_bytes()))
+}
+
+/// The files of a folder, in the order of their names.
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     paths.retain(|path| path.is_file());
     paths.sort();
+    Ok(paths)
+}
+
+/// The images of a folder, in the order of their names.
+fn pictures_in(folder: &Path) -> Result<Vec<RgbImage>> {
+    let paths = files_in(folder)?;
     ensure!(!paths.is_empty(), "{} holds no image", folder.display());
     let open = |path: &PathBuf| {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -226,6 +275,7 @@ fn rows(vectors: &tch::Tensor) -> Result<Vec<Vec<f32>>> {
 #[cfg(test)]
 mod tests {
     use image::Rgb;
+    use lmm_prep::{ImageProcessor, Size};
 
     use super::*;
 
@@ -241,5 +291,33 @@ mod tests {
         let everywhere = HeatMap::new(1, 1, vec![1.0]).unwrap();
         let [lit, rest] = regions(&everywhere, &picture);
         assert_eq!((lit, rest), (Some(picture), None));
+    }
+    #[test]
+    fn nothing_is_cut_off_by_a_processor_that_crops() {
+        let mut config = PreprocessorConfig::default();
+        config.size = TargetSize::ShortestEdge(24);
+        config.crop_size = Size { height: 24, width: 24 };
+        // A patch at the very end of a picture three times as wide as high.
+        let mut picture = RgbImage::new(96, 32);
+        for (x, y) in (0..8).flat_map(|x| (0..8).map(move |y| (x, y))) {
+            picture.put_pixel(x, y, Rgb([255, 255, 255]));
+        }
+        let brightest = |picture: &RgbImage, config: &PreprocessorConfig| {
+            let pixels = ImageProcessor::new(config.clone()).whole(picture).unwrap();
+            pixels.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+        };
+        assert!(brightest(&picture, &config) < 0.0, "the crop shows black only");
+        let square = uncut(picture.clone(), &config);
+        assert_eq!((square.dimensions(), *square.get_pixel(0, 32)), ((96, 96), Rgb([255, 255, 255])));
+        assert!(brightest(&square, &config) > 1.0);
+        // What is resized to more than is seen of it.
+        config.size = TargetSize::ShortestEdge(32);
+        let square = uncut(picture.clone(), &config);
+        assert_eq!(square.dimensions(), (128, 128));
+        assert!(brightest(&square, &config) > 1.0);
+        config.do_center_crop = false;
+        assert_eq!(uncut(picture.clone(), &config), picture);
+        let square = RgbImage::new(32, 32);
+        assert_eq!(uncut(square.clone(), &PreprocessorConfig::default()), square);
     }
 }

@@ -1,4 +1,7 @@
-//! What `iou` and `clip` share: a feature's images, random ones, and what other features were said to show.
+//! [`Finder`]: a feature's images, and random ones.
+//!
+//! An image that cannot be had, or is not the one the cache was made of, is no reason to leave the feature out: of the strongest it
+//! stands with its reason, and in place of a random one another is drawn.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -9,16 +12,16 @@ use anyhow::{Result, ensure};
 use explain::{Example, FeatureKey, Fit};
 use explain_kit::{Pictures, Selection, SourceArgs, hook_of, hooks_of};
 use image::RgbImage;
-use mm_data::Field;
-use sae_types::{HookPoint, SampleId};
-use scoring::Random;
-use scoring::baselines::{other_images, permuted};
+use mm_data::{Dataset, Field};
+use sae_types::HookPoint;
+use scoring::baselines::other_images;
 use stage_kit::RunManifest;
 
-use crate::explained::Explained;
+use crate::chance::{Draw, random};
+use crate::distinct::DistinctImages;
 
-/// The stream of chance of the permutation; those of features are by number.
-const PERMUTATION: u64 = u64::MAX;
+/// So many times the random images that are wanted are drawn, since not every one may be had.
+const DRAWN: usize = 4;
 
 /// Which images of a feature are looked at, and how large.
 #[derive(Debug, clap::Args)]
@@ -40,21 +43,28 @@ pub(crate) struct ImageArgs {
     picture_memory: usize,
 }
 
-/// An image with where a feature is on in it.
-pub(crate) type Seen = (Example, Arc<RgbImage>);
+/// One of the images in which a feature is strongest.
+pub(crate) struct Seen {
+    /// Where it is on.
+    pub(crate) example: Example,
+    /// The picture, or why it cannot be had.
+    pub(crate) picture: Result<Arc<RgbImage>, String>,
+}
 
 /// What is looked at of a feature.
 pub(crate) struct Images {
     /// The images in which it is strongest, in order.
     pub(crate) strongest: Vec<Seen>,
-    /// Random ones.
-    pub(crate) random: Vec<Seen>,
+    /// Random ones, none of those and no image twice.
+    pub(crate) random: Vec<(Example, Arc<RgbImage>)>,
 }
 
 /// Finds the images of features.
 pub(crate) struct Finder {
     hooks: BTreeMap<HookPoint, HookCache<'static>>,
     cache: &'static Cache,
+    distinct: DistinctImages,
+    dataset: Arc<Dataset>,
     pictures: Pictures,
     max_examples: usize,
     random_images: usize,
@@ -62,16 +72,17 @@ pub(crate) struct Finder {
 }
 
 impl ImageArgs {
-    /// Opens the data set, and notes it with all that decides which images are looked at.
+    /// Opens the data set to read these fields, and notes it with all that decides which images are looked at.
     pub(crate) fn open(
         &self,
         source: &SourceArgs,
         cache: &'static Cache,
         selection: &Selection,
+        fields: &[Field],
         seed: u64,
         manifest: &mut RunManifest,
     ) -> Result<Finder> {
-        let dataset = source.open(cache, &[Field::Images], manifest)?;
+        let dataset = Arc::new(source.open(cache, fields, manifest)?);
         let fit = match (self.square, self.image_side) {
             (Some(side), _) => Fit::Square(side.get()),
             (None, 0) => Fit::Own,
@@ -93,7 +104,9 @@ impl ImageArgs {
         Ok(Finder {
             hooks: hooks_of(cache, selection)?,
             cache,
-            pictures: Pictures::new(cache, dataset, fit, memory),
+            distinct: DistinctImages::of(cache),
+            pictures: Pictures::new(cache, Arc::clone(&dataset), fit, memory),
+            dataset,
             max_examples: self.max_examples as usize,
             random_images: self.random_images as usize,
             seed,
@@ -102,54 +115,59 @@ impl ImageArgs {
 }
 
 impl Finder {
-    /// The images of a feature.
+    /// The data set, with the fields it was opened with.
+    pub(crate) fn dataset(&self) -> Arc<Dataset> {
+        Arc::clone(&self.dataset)
+    }
+
+    /// The images in their own size, none of which is kept.
+    pub(crate) fn originals(&self) -> Pictures {
+        Pictures::new(self.cache, self.dataset(), Fit::Own, 0)
+    }
+
+    /// The images of the cache.
+    pub(crate) fn distinct(&self) -> &DistinctImages {
+        &self.distinct
+    }
+
+    /// The images in which a feature is strongest.
     ///
     /// # Errors
-    /// When it is on in none, or one cannot be read.
-    pub(crate) fn find(&self, key: &FeatureKey) -> Result<Images> {
+    /// When it is on in none, or the cache cannot be read.
+    pub(crate) fn strongest(&self, key: &FeatureKey) -> Result<Vec<Seen>> {
         let feature = hook_of(&self.hooks, &key.hook)?.feature(key.feature)?;
         let strongest = explain::top_examples(&feature, self.max_examples)?;
         ensure!(!strongest.is_empty(), "the feature is on in no image's base tile");
-        let without: Vec<usize> = strongest.iter().map(|example| example.sample.index()).collect();
-        let mut random = Random::new(self.seed, u64::from(key.feature.0));
-        let others = other_images(self.cache.samples().len(), &without, self.random_images, &mut random);
-        let others = others.into_iter().map(|sample| explain::example_in(&feature, SampleId(sample as u32)));
         let seen = |example: Example| {
-            let picture = self.pictures.get(example.sample)?;
-            Ok((example, picture))
+            let picture = self.pictures.get(example.sample).map_err(|error| error.told());
+            Seen { example, picture }
         };
-        Ok(Images {
-            strongest: strongest.into_iter().map(seen).collect::<Result<_>>()?,
-            random: others.map(|example| seen(example?)).collect::<Result<_>>()?,
-        })
+        Ok(strongest.into_iter().map(seen).collect())
     }
-}
 
-/// For explained features what another one was said to show.
-#[derive(Debug, Default)]
-pub(crate) struct OtherTexts(BTreeMap<FeatureKey, String>);
-
-impl OtherTexts {
-    /// Gives each feature the text of another one, the same whatever worker asks.
-    pub(crate) fn of(explained: &Explained, seed: u64) -> Self {
-        let text = |key: &FeatureKey| explained.texts.get(key).unwrap_or_default().to_owned();
-        let texts: Vec<String> = explained.all.iter().map(text).collect();
-        let Some(permuted) = permuted(&texts, &mut Random::new(seed, PERMUTATION)) else {
-            tracing::warn!("only one feature is explained: there is no other explanation to compare with");
-            return Self::default();
-        };
-        if permuted.same_text > 0 {
-            tracing::warn!(
-                "of {} features {} are compared with an explanation that says the same: most are explained alike",
-                texts.len(),
-                permuted.same_text
-            );
+    /// The images of a feature.
+    ///
+    /// # Errors
+    /// As [`Finder::strongest`].
+    pub(crate) fn find(&self, key: &FeatureKey) -> Result<Images> {
+        let strongest = self.strongest(key)?;
+        let feature = hook_of(&self.hooks, &key.hook)?.feature(key.feature)?;
+        let without: Vec<usize> =
+            strongest.iter().filter_map(|seen| self.distinct.place(seen.example.sample)).collect();
+        let mut chance = random(self.seed, key, Draw::RandomImages);
+        let n_drawn = DRAWN * self.random_images;
+        let drawn = other_images(self.distinct.len(), &without, n_drawn, &mut chance);
+        let mut random = Vec::new();
+        for place in drawn {
+            if random.len() == self.random_images {
+                break;
+            }
+            let sample = self.distinct.samples()[place];
+            match self.pictures.get(sample) {
+                Ok(picture) => random.push((explain::example_in(&feature, sample)?, picture)),
+                Err(error) => tracing::debug!("{key}: another random image is drawn: {}", error.told()),
+            }
         }
-        let sources = permuted.sources.into_iter().map(|source| texts[source].clone());
-        Self(explained.all.iter().cloned().zip(sources).collect())
-    }
-
-    pub(crate) fn get(&self, key: &FeatureKey) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
+        Ok(Images { strongest, random })
     }
 }

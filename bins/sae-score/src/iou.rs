@@ -6,28 +6,33 @@ mod record;
 mod report;
 mod segment;
 
-use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use explain::{Cut, Edges, FeatureKey, HeatMap, Masking};
-use explain_kit::{Folder, IMAGES, RunArgs, Stage};
+use explain_kit::{IMAGES, RunArgs, Stage};
 use mm_data::Field;
 use model_kit::TorchArgs;
 use scoring::baselines::{translated, whole_image};
-use scoring::{CountAs, ImageOutcome, Policy, Random};
+use scoring::{CountAs, ImageOutcome, Policy};
 use stage_kit::{CommonArgs, RunManifest};
 
+use crate::chance::{Draw, random};
 use crate::explained::ExplainedArgs;
-use crate::features::score_all;
-use crate::images::{ImageArgs, Images, OtherTexts};
+use crate::features::ImageRun;
+use crate::images::{ImageArgs, Images, Seen};
 use grounded::{Grounded, GroundingArgs};
 use record::{ImageScores, IouRecord};
 use segment::{Annotated, Segmenter};
 
-const STAGE: Stage = Stage { name: "iou", suffix: Some("_iou"), flag: "--save-dir" };
+const STAGE: Stage = Stage {
+    name: "iou",
+    suffix: Some("_iou"),
+    extra: &["iou.summary.json", "iou.html"],
+    keeps_images: true,
+    flag: "--save-dir",
+};
 
 pub(crate) const EXAMPLE: &str = "\
 Examples: with GroundingDINO and SAM, as the paper; against a data set's own masks:
@@ -50,7 +55,8 @@ pub(crate) struct IouArgs {
     /// Where the masks of what an explanation names come from
     #[arg(long, value_enum, default_value_t = Masks::Grounded)]
     masks: Masks,
-    /// Leave images in which nothing is found out of the mean, instead of counting them 0
+    /// Leave images in which nothing is found out of the mean, instead of counting them 0. That goes for other features' explanations too, most
+    /// of which are about something that is not in the image: what is left of that baseline are the few that are
     #[arg(long)]
     misses_apart: bool,
     /// Do not look for the explanations of other features, which halves the work of the models
@@ -110,51 +116,35 @@ impl MaskCut {
 const MSAE_DIM: u8 = 31;
 
 pub(crate) fn run(args: &IouArgs, torch: TorchArgs, common: &CommonArgs) -> Result<()> {
-    let mut manifest = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
-    manifest.seed = Some(common.seed);
-    let world = common.world()?;
-    manifest.world(world);
-    let (explained, selection) = args.explained.open(world)?;
-    let source = &args.explained.source;
-    let finder = args.images.open(source, explained.cache, &selection, common.seed, &mut manifest)?;
-    let finder = Arc::new(finder);
-    args.note_settings(&mut manifest);
+    let fields: &[Field] = match args.masks {
+        Masks::Grounded => &[Field::Images],
+        Masks::Annotations => &[Field::Images, Field::Masks],
+    };
+    let mut run = ImageRun::open(&args.explained, &args.images, fields, common)?;
+    args.note_settings(&mut run.manifest);
     let mut segmenter: Box<dyn Segmenter> = match args.masks {
-        Masks::Grounded => Box::new(Grounded::open(&args.grounding, torch, &mut manifest)?),
+        Masks::Grounded => Box::new(Grounded::open(&args.grounding, torch, &mut run.manifest)?),
         Masks::Annotations => {
-            let annotated = source.open(explained.cache, &[Field::Images, Field::Masks], &mut manifest)?;
-            Box::new(Annotated::new(annotated))
+            let dataset = run.finder.dataset();
+            if !dataset.has_masks() {
+                bail!("--masks annotations: {} has no column `masks`", dataset.name());
+            }
+            Box::new(Annotated::new(dataset))
         }
     };
-    let others =
-        if args.no_permuted { OtherTexts::default() } else { OtherTexts::of(&explained, common.seed) };
-    let (path, texts) = (&args.save_dir, explained.texts.clone());
-    let folder = Folder::<IouRecord>::open(path, STAGE, &args.run, world, &selection, texts, &mut manifest)?;
-
-    let images = args.save_images.then(|| path.join(IMAGES));
+    if !args.no_permuted {
+        run.draw_others(common.seed);
+    }
+    let images = args.save_images.then(|| args.save_dir.join(IMAGES));
     let scorer = Scorer { cut: args.mask_cut, seed: common.seed, images };
-    let preparing = Arc::clone(&finder);
-    let counts = score_all(
+    run.score(
         "scoring overlaps",
-        selection,
-        &folder,
-        move |key| preparing.find(key),
-        |key, found| {
-            let text = explained.texts.get(key).unwrap_or_default();
-            let scored =
-                found.and_then(|images| scorer.score(&mut *segmenter, key, text, others.get(key), &images));
-            scored.unwrap_or_else(|error| {
-                tracing::warn!("{key}: {error:#}");
-                IouRecord::failed(key, text, format!("{error:#}"))
-            })
-        },
-    )?;
-    counts.note(&mut manifest);
-    let summary =
-        folder.write(&mut manifest, |_, records| report::write(args, &explained, &finder, records))?;
-    counts.check(path, STAGE.name)?;
-    writeln!(stage_kit::stdout(), "{}", serde_json::to_string(&summary)?)?;
-    Ok(())
+        STAGE,
+        &args.save_dir,
+        &args.run,
+        |key, text, other, images| scorer.score(&mut *segmenter, key, text, other, images),
+        |explained, finder, records| report::write(args, explained, finder, records),
+    )
 }
 
 impl IouArgs {
@@ -193,11 +183,16 @@ impl Scorer {
         other: Option<&str>,
         images: &Images,
     ) -> Result<IouRecord> {
-        let mut record = IouRecord::new(key, text);
-        record.other_text = other.map(str::to_owned);
-        // Another stream than that of the random images.
-        let mut random = Random::new(self.seed, (1 << 32) | u64::from(key.feature.0));
-        for (at, (example, picture)) in images.strongest.iter().enumerate() {
+        let mut record = IouRecord::new(key, text, other);
+        let mut random = random(self.seed, key, Draw::MovedMask);
+        for (at, Seen { example, picture }) in images.strongest.iter().enumerate() {
+            let picture = match picture {
+                Ok(picture) => picture,
+                Err(reason) => {
+                    record.images.push(ImageScores::failed(example.sample, reason));
+                    continue;
+                }
+            };
             let (width, height) = picture.dimensions();
             let mask = self.cut.mask(&example.heat, width, height);
             let covered = mask.iter().filter(|&&on| on).count() as f64 / mask.len().max(1) as f64;

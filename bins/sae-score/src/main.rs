@@ -1,14 +1,19 @@
 //! Score sparse autoencoders and what is said of their features.
 
+mod chance;
 mod clip;
+mod distinct;
 mod explained;
 mod features;
 mod images;
 mod iou;
 mod judge;
+mod models;
 mod monosemanticity;
+mod other_texts;
 mod pictures;
 mod reconstruction;
+mod record;
 
 use std::process::ExitCode;
 

@@ -5,7 +5,7 @@ mod embeddings;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use act_cache::{Cache, Duplicates, HookCache, Ranking, Selection as Picked};
+use act_cache::{Duplicates, HookCache, Ranking, Selection as Picked};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use explain::FeatureKey;
@@ -14,21 +14,24 @@ use explain_kit::{
     stored,
 };
 use mm_data::Field;
-use mm_data::hub::{self, RepoKind};
 use model_kit::TorchArgs;
 use rayon::prelude::*;
 use scoring::report::{Card, Extremes, Report, Section};
-use scoring::{Embeddings, FeatureEntry, FeatureOutcome, Random, ScoreTable};
+use scoring::{Embeddings, FeatureEntry, FeatureOutcome, ScoreTable};
 use serde::Serialize;
-use stage_kit::{CommonArgs, RunManifest, UsageError, hash_file, write_whole};
+use stage_kit::{CommonArgs, RunManifest, UsageError, write_whole};
 use vision_models::ImageEncoder;
 
+use crate::chance::{Draw, random};
 use crate::images::{Finder, ImageArgs};
-use crate::pictures;
+use crate::{models, pictures};
 use embeddings::Shards;
 
 /// What is read of a model's folder.
 const FILES: [&str; 4] = ["config.json", "preprocessor_config.json", "tokenizer*", "*.safetensors*"];
+
+/// What is made of the embeddings.
+const WRITTEN: [&str; 2] = ["monosemanticity.json", "monosemanticity.html"];
 
 /// What a score is to be held against.
 const BASELINES: [&str; 1] = ["activations shuffled"];
@@ -66,7 +69,8 @@ pub(crate) struct MonosemanticityArgs {
 }
 
 /// How the activations on the base tile become one number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 enum Pool {
     /// Their mean, zeros counted
     Mean,
@@ -78,7 +82,11 @@ enum Pool {
 #[derive(Debug, Serialize)]
 struct Summary {
     table: ScoreTable,
-    /// How many were embedded.
+    /// What the images are alike to.
+    encoder: String,
+    /// How the activations in an image become one number.
+    pool: Pool,
+    /// How many were embedded, no image twice.
     images: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     features: Vec<FeatureSummary>,
@@ -104,29 +112,26 @@ pub(crate) fn run(args: &MonosemanticityArgs, torch: TorchArgs, common: &CommonA
     require_base_tile(cache, &args.source.cache)?;
     let whole = stage_kit::World { rank: 0, size: 1 };
     let selection = args.features.wanted()?.among(stored(cache)?.into_iter(), whole)?;
-    let finder = args.images.open(&args.source, cache, &selection, common.seed, &mut manifest)?;
-    let model = hub::resolve(&args.encoder, RepoKind::Model, &FILES)?;
-    let sha256 = hash_file(&model.join("config.json"))?;
-    manifest.settings.insert("--encoder (SHA-256 of config.json)".to_owned(), sha256.clone());
-    manifest.settings.insert("--dtype".to_owned(), torch.dtype.to_string());
-    // What the embeddings do not depend on may differ from run to run.
-    for flag in ["--max-examples", "--random-images", "--seed"] {
+    let fields = [Field::Images];
+    let finder = args.images.open(&args.source, cache, &selection, &fields, common.seed, &mut manifest)?;
+    let model = models::find("--encoder", &args.encoder, &FILES, torch, &mut manifest)?;
+    // What the embeddings do not depend on may differ from run to run: scores are computed anew each time.
+    for flag in ["--max-examples", "--random-images", "--image-side or --square", "--seed"] {
         manifest.settings.remove(flag);
     }
-    manifest.input("encoder", &model.display(), sha256);
     let encoder = ImageEncoder::open(&model, torch.device.open()?, torch.dtype.kind())
         .context("opening the image encoder")?;
     open_folder(args, world, &mut manifest)?;
-    let shards = Shards::new(&args.save_dir, world, cache.samples().len(), encoder.width());
-    let dataset = args.source.open(cache, &[Field::Images], &mut RunManifest::start("", ""))?;
-    shards.embed(&encoder, dataset, cache)?;
+    let shards = Shards::new(&args.save_dir, world, finder.distinct().samples(), encoder.width());
+    shards.embed(&encoder, finder.originals())?;
     let Some(values) = shards.read()? else {
         tracing::info!("other workers are still embedding: the last one computes the scores");
         return Ok(());
     };
     let embeddings = Embeddings::new(&values, encoder.width())?;
-    let scorer = Scorer { args, cache, hooks: hooks_of(cache, &selection)?, seed: common.seed };
-    let summary = scorer.score(&embeddings, selection, &finder)?;
+    let hooks = hooks_of(cache, &selection)?;
+    let scorer = Scorer { args, hooks, finder: &finder, seed: common.seed };
+    let summary = scorer.score(&embeddings, selection)?;
     manifest.count("features", summary.table.total.features as u64);
     manifest.count("images", summary.images as u64);
     manifest.write(&run_json(&args.save_dir))?;
@@ -154,6 +159,15 @@ fn open_folder(
             return Err(UsageError::new(problem).into());
         }
         embeddings::clear(folder)?;
+        for name in WRITTEN {
+            match std::fs::remove_file(folder.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("cannot remove {name} of {}", folder.display()));
+                }
+                _ => {}
+            }
+        }
         manifest.write(&run_json(folder))?;
         return Ok(());
     }
@@ -172,18 +186,18 @@ fn open_folder(
 
 struct Scorer<'a> {
     args: &'a MonosemanticityArgs,
-    cache: &'static Cache,
     hooks: std::collections::BTreeMap<sae_types::HookPoint, HookCache<'static>>,
+    finder: &'a Finder,
     seed: u64,
 }
 
 impl Scorer<'_> {
-    fn score(&self, embeddings: &Embeddings<'_>, selection: Selection, finder: &Finder) -> Result<Summary> {
+    fn score(&self, embeddings: &Embeddings<'_>, selection: Selection) -> Result<Summary> {
         let keys: Vec<FeatureKey> = selection.keys().collect();
         let n_images = embeddings.len();
         let feature = |key: &FeatureKey| -> Result<FeatureSummary> {
             let on = self.on(key)?;
-            let mut random = Random::new(self.seed, u64::from(key.feature.0));
+            let mut random = random(self.seed, key, Draw::Shuffled);
             let others = random.choose(on.len(), n_images).into_iter().zip(&on);
             let shuffled: Vec<(u32, f32)> =
                 others.map(|(image, &(_, value))| (image as u32, value)).collect();
@@ -202,27 +216,34 @@ impl Scorer<'_> {
         };
         let entries: Vec<FeatureEntry> = features.iter().map(entry).collect();
         let table = ScoreTable::of(BASELINES.map(str::to_owned).to_vec(), &entries);
-        let summary = Summary { table, images: n_images, features };
+        let (encoder, pool) = (self.args.encoder.clone(), self.args.pool);
+        let summary = Summary { table, encoder, pool, images: n_images, features };
         let folder = &self.args.save_dir;
         let text = serde_json::to_string_pretty(&summary)? + "\n";
-        write_whole(&folder.join("monosemanticity.json"), text.as_bytes())?;
-        let page = self.page(&summary, &keys, finder);
-        write_whole(&folder.join("monosemanticity.html"), page.html().as_bytes())?;
+        let [json, html] = WRITTEN.map(|name| folder.join(name));
+        write_whole(&json, text.as_bytes())?;
+        write_whole(&html, self.page(&summary, &keys).html().as_bytes())?;
         Ok(Summary { features: Vec::new(), ..summary })
     }
 
-    /// The images in which a feature is on, no image twice, with how strong it is.
+    /// The images in which a feature is on, by their places among the embeddings, no image twice, with how strong it is.
     fn on(&self, key: &FeatureKey) -> Result<Vec<(u32, f32)>> {
         let ranking = match self.args.pool {
             Pool::Mean => Ranking::BaseMean,
             Pool::Max => Ranking::BaseMax,
         };
         let feature = hook_of(&self.hooks, &key.hook)?.feature(key.feature)?;
-        let ranked = feature.pick(ranking, Picked::Top(self.cache.samples().len()), Duplicates::Drop)?;
-        Ok(ranked.into_iter().map(|ranked| (ranked.sample.0, ranked.score as f32)).collect())
+        let distinct = self.finder.distinct();
+        let ranked = feature.pick(ranking, Picked::Top(usize::MAX), Duplicates::Drop)?;
+        let placed = |ranked: act_cache::RankedSample| {
+            let place = distinct.place(ranked.sample);
+            let place = place.with_context(|| format!("sample {} shows no image", ranked.sample))?;
+            Ok((place as u32, ranked.score as f32))
+        };
+        ranked.into_iter().map(placed).collect()
     }
 
-    fn page(&self, summary: &Summary, keys: &[FeatureKey], finder: &Finder) -> Report {
+    fn page(&self, summary: &Summary, keys: &[FeatureKey]) -> Report {
         let scores: Vec<Option<f64>> = summary.features.iter().map(|feature| feature.score).collect();
         let Extremes { best, worst } = Extremes::of(&scores, self.args.shown / 2);
         let cards = |places: Vec<usize>| -> Vec<Card> {
@@ -236,7 +257,7 @@ impl Scorer<'_> {
                     explanation: String::new(),
                     score: feature.score.unwrap_or_default(),
                     facts,
-                    pictures: pictures::of(finder, &keys[at]),
+                    pictures: pictures::of(self.finder, &keys[at]),
                 }
             };
             places.into_iter().map(card).collect()

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use lmm_prep::Inputs;
 use mm_data::{BadRecords, Choice, Concat, Field, OpenOptions, SourceSpec, TokenOptions, shuffled_order};
 use model_kit::{
     FittingSae, LeftOut, ModelFolder, PrecisionArgs, SaeFolders, SampleBatches, TokenArgs, TorchArgs,
@@ -101,9 +102,8 @@ pub(crate) fn run(args: &ReconstructionArgs, torch: TorchArgs, common: &CommonAr
         BadRecords::up_to(args.max_bad),
         LeftOut::default(),
     );
-    let evaluations = model_kit::evaluate(&model, subjects, batches, total, |inputs| {
-        args.tokens.positions(&model.processor, inputs)
-    })?;
+    let counted = |inputs: &Inputs| args.tokens.positions(&model.processor, inputs);
+    let evaluations = model_kit::evaluate(&model, subjects, batches, total, counted, || ())?;
 
     let by_hook: BTreeMap<&str, &Evaluation> =
         evaluations.iter().map(|evaluation| (evaluation.name.as_str(), evaluation)).collect();

@@ -41,16 +41,16 @@ pub fn escaped(text: &str) -> String {
     escaped
 }
 
-/// A picture as a URL that holds it, as PNG.
+/// A picture as a URL that holds it.
 ///
 /// # Errors
-/// When it cannot be encoded: it is empty.
-pub fn data_url(picture: &RgbImage) -> Result<String, image::ImageError> {
+/// When it cannot be encoded: it is empty, or `format` is not one that can be written.
+pub fn data_url(picture: &RgbImage, format: ImageFormat) -> Result<String, image::ImageError> {
     use base64::Engine as _;
-    let mut png = Cursor::new(Vec::new());
-    picture.write_to(&mut png, ImageFormat::Png)?;
-    let data = base64::engine::general_purpose::STANDARD.encode(png.get_ref());
-    Ok(format!("data:image/png;base64,{data}"))
+    let mut file = Cursor::new(Vec::new());
+    picture.write_to(&mut file, format)?;
+    let data = base64::engine::general_purpose::STANDARD.encode(file.get_ref());
+    Ok(format!("data:{};base64,{data}", format.to_mime_type()))
 }
 
 /// A page in one file: a title, which is text, a style sheet and a body, which are CSS and HTML.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use image::RgbImage;
+use image::{ImageFormat, RgbImage};
 
 use crate::{colour, data_url, escaped, framed};
 
@@ -99,7 +99,7 @@ impl Page {
     pub fn pictures(&mut self, pictures: &[(RgbImage, String)]) -> Result<&mut Self, image::ImageError> {
         self.body.push_str("<div class=\"row\">");
         for (picture, caption) in pictures {
-            let (url, caption) = (data_url(picture)?, escaped(caption));
+            let (url, caption) = (data_url(picture, ImageFormat::Png)?, escaped(caption));
             let _ = write!(
                 self.body,
                 "<figure><img alt=\"{caption}\" src=\"{url}\"><figcaption>{caption}</figcaption></figure>"

@@ -1,5 +1,6 @@
 //! [`Explanations`]: what was explained, from this project's ledgers or from files that multimodal-sae published.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,20 @@ impl Explanations {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn open(path: &Path, stage: &str) -> Result<Self, ExplainKitError> {
+        Self::open_current(path, stage, &|_, _| true)
+    }
+
+    /// As [`Explanations::open`], of what a stage made of earlier texts. Answers about a text that is no longer what is said of the feature
+    /// do not count, and a warning says how many features they leave without: `is_current` is given a feature and the start of the
+    /// hash of the text that was asked about ([`crate::short_hash`]). Answers that do not say count, as those of published files.
+    ///
+    /// # Errors
+    /// As [`Explanations::open`].
+    pub fn open_current(
+        path: &Path,
+        stage: &str,
+        is_current: &dyn Fn(&FeatureKey, &str) -> bool,
+    ) -> Result<Self, ExplainKitError> {
         if !path.exists() {
             return Err(ExplainKitError::Missing { path: path.to_owned() });
         }
@@ -50,10 +65,10 @@ impl Explanations {
                     read.published(&file, published);
                 }
             } else {
-                read.ledgers(&ledgers)?;
+                read.ledgers(&ledgers, is_current)?;
             }
         } else if path.extension().is_some_and(|extension| extension == "jsonl") {
-            read.ledgers(&[path.to_owned()])?;
+            read.ledgers(&[path.to_owned()], is_current)?;
         } else {
             read.published(path, read_published(path).map_err(ExplainKitError::Published)?);
         }
@@ -71,10 +86,24 @@ impl Explanations {
         Ok(read)
     }
 
-    fn ledgers(&mut self, files: &[PathBuf]) -> Result<(), ExplainKitError> {
-        for record in Ledgers::<Record>::read(files)?.records(&|_| true) {
+    fn ledgers(
+        &mut self,
+        files: &[PathBuf],
+        is_current: &dyn Fn(&FeatureKey, &str) -> bool,
+    ) -> Result<(), ExplainKitError> {
+        let outdated = RefCell::new(BTreeSet::new());
+        let counts = |record: &Record| {
+            let key = record.key();
+            let counts = record.about.as_deref().is_none_or(|about| is_current(&key, about));
+            if !counts {
+                outdated.borrow_mut().insert(key);
+            }
+            counts
+        };
+        for record in Ledgers::<Record>::read(files)?.records(&counts) {
             let record = record?;
             let key = record.key();
+            outdated.borrow_mut().remove(&key);
             if !record.shown.is_empty() {
                 self.shown.insert(key.clone(), record.shown.iter().map(|shown| shown.sample).collect());
             }
@@ -85,6 +114,13 @@ impl Explanations {
                     Outcome::Unable => Answer::Unable,
                     Outcome::Unparsed | Outcome::Skipped(_) | Outcome::Failed(_) => Answer::Unparsed,
                 },
+            );
+        }
+        let outdated = outdated.into_inner().len();
+        if outdated > 0 {
+            let first = files.first().map(|file| file.display().to_string()).unwrap_or_default();
+            tracing::warn!(
+                "{first}: what is there of {outdated} features was made of texts that have changed since, and is left out: run that stage again"
             );
         }
         Ok(())

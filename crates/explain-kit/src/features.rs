@@ -169,7 +169,7 @@ impl Wanted<'_> {
 }
 
 /// Features, by hook point.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Selection(Vec<(HookPoint, Vec<FeatureId>)>);
 
 impl Selection {
@@ -181,6 +181,13 @@ impl Selection {
     /// Whether there is none, which a worker's share can be.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Keeps the features that `keep` says yes to.
+    pub fn retain(&mut self, keep: impl Fn(&FeatureKey) -> bool) {
+        for (hook, features) in &mut self.0 {
+            features.retain(|&feature| keep(&FeatureKey { hook: hook.clone(), feature }));
+        }
     }
 
     /// The hook points with features.
@@ -224,6 +231,10 @@ mod tests {
             all.extend(args.wanted().unwrap().among(there(), World { rank, size: 3 }).unwrap().keys());
         }
         all.sort();
+        let mut none = args.wanted().unwrap().among(there(), World { rank: 0, size: 1 }).unwrap();
+        assert_eq!(none.len(), all.len());
+        none.retain(|key| key.feature.0 == 9 || key.hook == hooks[1] && key.feature.0 < 4);
+        assert_eq!((none.len(), none.hooks().collect::<Vec<_>>()), (2, vec![&hooks[1]]));
         let wanted = hooks
             .iter()
             .flat_map(|hook| (2..7).map(|f| FeatureKey { hook: hook.clone(), feature: FeatureId(f) }));

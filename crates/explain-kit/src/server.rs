@@ -40,7 +40,9 @@ pub enum Told<T> {
     Read(T),
     /// The model answered, however often it was asked, nothing that could be read.
     Unparsed,
-    /// There was no answer, because of this.
+    /// The server refuses to answer this, for this reason.
+    Refused(String),
+    /// There was no answer, because of this; another time there may be one.
     Failed(String),
 }
 
@@ -122,7 +124,7 @@ impl Server {
             Told::Read(Answer::Given(text)) => Outcome::Answered(text),
             Told::Read(Answer::Unable | Answer::Unparsed) => Outcome::Unable,
             Told::Unparsed => Outcome::Unparsed,
-            Told::Failed(reason) => Outcome::Failed(reason),
+            Told::Refused(reason) | Told::Failed(reason) => Outcome::Failed(reason),
         };
         Ok((outcome, asked))
     }
@@ -161,7 +163,10 @@ impl Server {
                         ChatError::Refused { .. } => asked.attempts += 1,
                         _ => {}
                     }
-                    told = Told::Failed(error.to_string());
+                    told = match error {
+                        ChatError::Refused { .. } => Told::Refused(error.to_string()),
+                        _ => Told::Failed(error.to_string()),
+                    };
                     break;
                 }
             };

@@ -45,6 +45,6 @@ pub use picture::{Encoding, Fit};
 pub use published::{Published, read_published, write_published};
 pub use record::{Asked, FeatureKey, FeatureKeyError, Outcome, Record, Shown};
 pub use text::{
-    Piece, TextExample, TextStyle, count_text_up_to, is_on_in_text, text_example, text_examples, text_window,
-    write_examples,
+    MARKS, Piece, TextExample, TextStyle, count_text_up_to, is_on_in_text, text_example, text_examples,
+    text_window, write_examples,
 };

@@ -9,6 +9,9 @@ use sae_types::SampleId;
 
 use crate::ExplainError;
 
+/// Stand around marked tokens.
+pub const MARKS: [&str; 2] = ["<<", ">>"];
+
 /// A window of tokens around the place where a feature is strongest in one sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextExample {
@@ -208,22 +211,43 @@ fn pieces(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Vec<String>, lmm_prep::P
 }
 
 impl TextExample {
-    /// The example as text, marked tokens between `<<` and `>>`. `largest` is the feature's largest activation over all
+    /// The example as text with these tokens between [`MARKS`]; neighbours share one pair.
+    ///
+    /// # Panics
+    /// When a token is beyond the last.
+    #[track_caller]
+    pub fn marked(&self, tokens: &[usize]) -> String {
+        let n = self.pieces.len();
+        let mut is_marked = vec![false; n + 1];
+        for &at in tokens {
+            assert!(at < n, "token {at} is marked in a text of {n} tokens");
+            is_marked[at] = true;
+        }
+        let [open, close] = MARKS;
+        let mut text = String::new();
+        let mut before = false;
+        for (at, piece) in self.pieces.iter().enumerate() {
+            if is_marked[at] && !before {
+                text += open;
+            }
+            text += &piece.text;
+            if is_marked[at] && !is_marked[at + 1] {
+                text += close;
+            }
+            before = is_marked[at];
+        }
+        text
+    }
+
+    /// The example as text, its strong tokens between [`MARKS`]. `largest` is the feature's largest activation over all
     /// examples, to which the listed strengths, 0 to 10 and rounded down, are relative.
     pub fn write(&self, style: TextStyle, largest: f32) -> String {
         let least = style.threshold * self.peak;
         let is_marked = |piece: &Piece| piece.activation > 0.0 && piece.activation >= least;
-        let mut text = String::new();
-        for run in self.pieces.chunk_by(|a, b| is_marked(a) == is_marked(b)) {
-            let words = run.iter().map(|piece| piece.text.as_str()).collect::<String>();
-            if is_marked(&run[0]) {
-                let _ = write!(text, "<<{words}>>");
-            } else {
-                text += &words;
-            }
-        }
+        let strong: Vec<usize> = (0..self.pieces.len()).filter(|&at| is_marked(&self.pieces[at])).collect();
+        let mut text = self.marked(&strong);
         if style.activations {
-            let listed = self.pieces.iter().filter(|piece| is_marked(piece)).map(|piece| {
+            let listed = strong.iter().map(|&at| &self.pieces[at]).map(|piece| {
                 let strength =
                     (10.0 * piece.activation / largest.max(f32::MIN_POSITIVE)).clamp(0.0, 10.0) as u8;
                 format!("({:?}: {strength})", piece.text)
@@ -260,6 +284,8 @@ mod tests {
 
     #[test]
     fn neighbours_share_marks_and_strengths_are_rounded_down() {
+        assert_eq!(example().marked(&[5, 1, 2]), "the<< red cir>>cle is<< big>>");
+        assert_eq!(example().marked(&[]), "the red circle is big");
         let style = TextStyle { threshold: 0.3, activations: false };
         assert_eq!(example().write(style, 8.0), "the<< red cir>>cle is<< big>>");
         let all = TextStyle { threshold: 0.0, activations: true };

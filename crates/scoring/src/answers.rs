@@ -11,7 +11,7 @@ use crate::ScoringError;
 pub struct AnswerToken<'a> {
     /// The token that was said.
     pub text: &'a str,
-    /// Its logarithm.
+    /// The logarithm of its probability.
     pub logprob: f64,
     /// The likeliest tokens at its place, itself among them or not.
     pub top: Vec<(&'a str, f64)>,
@@ -85,11 +85,17 @@ impl AnswerToken<'_> {
 }
 
 /// The probability of yes for each verdict that was read from an answer: those of the last tokens that are verdicts, as many as
-/// `verdicts`, in order. `None` where the tokens say something else than the verdicts, or no probability is given for one of
+/// `verdicts`, in order; of several verdicts the last before the list's bracket closes, whatever is said behind it. `None` where the tokens say something else than the verdicts, or no probability is given for one of
 /// them: the server cut the list into other tokens, or gives none.
 pub fn verdict_probabilities(tokens: &[AnswerToken<'_>], verdicts: &[bool]) -> Option<Vec<f64>> {
-    let said: Vec<(bool, &AnswerToken<'_>)> =
-        tokens.iter().filter_map(|token| Some((verdict(token.text)?, token))).collect();
+    let is_verdict = |at: usize| verdict(tokens[at].text).is_some();
+    let closes =
+        |at: &usize| tokens[*at].text.contains(']') && (is_verdict(*at) || *at > 0 && is_verdict(at - 1));
+    let end = (0..tokens.len()).rev().find(closes).filter(|_| verdicts.len() > 1);
+    let said: Vec<(bool, &AnswerToken<'_>)> = tokens[..end.map_or(tokens.len(), |end| end + 1)]
+        .iter()
+        .filter_map(|token| Some((verdict(token.text)?, token)))
+        .collect();
     let last = &said[said.len().checked_sub(verdicts.len())?..];
     let probability = |((said, token), wanted): (&(bool, &AnswerToken<'_>), &bool)| {
         (said == wanted).then(|| token.probability()).flatten()
@@ -175,5 +181,9 @@ mod tests {
         assert_eq!(verdict_probabilities(&tokens, &[false, false]), None);
         assert_eq!(verdict_probabilities(&tokens, &[true, true, true, false]), None);
         assert_eq!(verdict_probabilities(&[], &[true]), None);
+        // What is said behind the list is none of it.
+        let more = [token(".", &[(".", 1.0)]), token(" No", &[(" No", 0.9)]), token(" other", &[])];
+        let tokens: Vec<AnswerToken<'_>> = tokens.into_iter().chain(more).collect();
+        assert_eq!(verdict_probabilities(&tokens, &[true, false]), Some(probabilities));
     }
 }

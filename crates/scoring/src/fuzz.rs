@@ -52,35 +52,6 @@ pub fn text_instruction(n: usize) -> String {
     )
 }
 
-/// A text of tokens with some of them between [`MARKS`]; neighbours share one pair.
-///
-/// # Panics
-/// When a marked token is beyond the last.
-#[track_caller]
-pub fn highlighted<T: AsRef<str>>(tokens: &[T], marked: &[usize]) -> String {
-    let mut is_marked = vec![false; tokens.len()];
-    for &at in marked {
-        assert!(at < tokens.len(), "token {at} is marked in a text of {} tokens", tokens.len());
-        is_marked[at] = true;
-    }
-    let [open, close] = MARKS;
-    let mut text = String::new();
-    let mut before = false;
-    for (token, is_marked) in tokens.iter().zip(is_marked) {
-        text += match (before, is_marked) {
-            (false, true) => open,
-            (true, false) => close,
-            _ => "",
-        };
-        text += token.as_ref();
-        before = is_marked;
-    }
-    if before {
-        text += close;
-    }
-    text
-}
-
 /// The tokens whose activation is at least `threshold` (delphi's is 0.3) of the largest, and above 0.
 pub fn right_tokens(activations: &[f32], threshold: f32) -> Vec<usize> {
     let least = threshold * activations.iter().copied().fold(0.0, f32::max);
@@ -166,14 +137,6 @@ pub fn wrong_region(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn neighbours_share_marks() {
-        let tokens = ["the", " red", " cir", "cle", " is", " big"];
-        assert_eq!(highlighted(&tokens, &[5, 1, 2]), "the<< red cir>>cle is<< big>>");
-        assert_eq!(highlighted(&tokens, &[]), "the red circle is big");
-        assert_eq!(highlighted(&["a"], &[0]), "<<a>>");
-    }
 
     #[test]
     fn right_tokens_are_near_the_peak_and_wrong_ones_are_off() {

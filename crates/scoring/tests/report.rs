@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first thing that fails")]
 
-use image::{Rgb, RgbImage};
+use image::{ImageFormat, Rgb, RgbImage};
 use scoring::report::{Card, Extremes, Picture, Report, Section};
 use scoring::{FeatureEntry, FeatureOutcome, Random, ScoreTable};
 
@@ -39,7 +39,7 @@ fn card(at: usize, score: f64) -> Card {
             if inside { Rgb([230, shade, 60]) } else { Rgb([40, 60, shade]) }
         });
         Picture {
-            url: activation_view::data_url(&image).unwrap(),
+            url: activation_view::data_url(&image, ImageFormat::Png).unwrap(),
             description: "sample 3, lit where the feature is on".to_owned(),
         }
     };

@@ -1,11 +1,10 @@
 //! The HTML: one file, styles and pictures inside, nothing fetched.
 
 use std::fmt::Write;
-use std::io::Cursor;
 
-use anyhow::{Context, Result};
-use base64::Engine;
-use image::{DynamicImage, ImageFormat, RgbImage};
+use activation_view::{data_url, escaped};
+use anyhow::Result;
+use image::{ImageFormat, RgbImage};
 use scoring::{Confidence, Summary};
 
 use crate::naming::Naming;
@@ -63,9 +62,9 @@ pub(crate) fn render(head: &Head, cards: &[Card]) -> Result<String> {
          <p class=note>Overlap is intersection over union of the half-maximum mask and the concept's pixels, \
          mean over the pictures shown, ± the 99 % interval of the mean over features. \
          The best concept is chosen on the same pictures.</p></header><main>",
-        hook = escape(&head.hook),
-        model = escape(&head.model),
-        sae = escape(&head.sae),
+        hook = escaped(&head.hook),
+        model = escaped(&head.model),
+        sae = escaped(&head.sae),
         samples = head.samples,
         alive = head.alive,
         width = head.width,
@@ -82,9 +81,9 @@ pub(crate) fn render(head: &Head, cards: &[Card]) -> Result<String> {
             "<article id=f{id}><h2>{best}<small>feature {id}</small></h2>{explained}<p>fires in {samples} images, up to \
              {peak:.2}</p><div class=pictures>",
             id = card.feature,
-            best = escape(best),
+            best = escaped(best),
             explained = card.explanation.as_ref().map_or(String::new(), |explanation| {
-                format!("<p class=said>explained as <em>{}</em></p>", escape(explanation))
+                format!("<p class=said>explained as <em>{}</em></p>", escaped(explanation))
             }),
             samples = card.samples,
             peak = card.peak
@@ -94,8 +93,8 @@ pub(crate) fn render(head: &Head, cards: &[Card]) -> Result<String> {
             write!(
                 html,
                 "<span style='aspect-ratio:{width}/{height}'><img alt='' src='{}'><img class=lit alt='' src='{}'></span>",
-                data_url(plain)?,
-                data_url(lit)?
+                data_url(plain, ImageFormat::Jpeg)?,
+                data_url(lit, ImageFormat::Jpeg)?
             )?;
         }
         html.push_str("</div><ul>");
@@ -103,7 +102,7 @@ pub(crate) fn render(head: &Head, cards: &[Card]) -> Result<String> {
             write!(
                 html,
                 "<li><span>{}</span><meter min=0 max=1 value={overlap:.3}></meter><b>{overlap:.2}</b></li>",
-                escape(name)
+                escaped(name)
             )?;
         }
         html.push_str("</ul></article>");
@@ -126,7 +125,7 @@ fn naming_rows(naming: &Naming, specific: f64) -> String {
          <dt>The explanation of another feature would be right for</dt><dd>{other}</dd>",
         n = naming.exact.n,
         exact = percent(naming.exact.share()),
-        answer = escape(&naming.constant.0),
+        answer = escaped(&naming.constant.0),
         constant = percent(naming.constant.1.share()),
         other = percent(Some(naming.other).filter(|share| !share.is_nan())),
     )
@@ -147,23 +146,6 @@ h2 small{font-weight:400;opacity:.65;font-size:.8rem}article p{margin:.1rem 0 .5
 ul{list-style:none;margin:.6rem 0 0;padding:0}li{display:grid;grid-template-columns:8rem 1fr 2.5rem;gap:.5rem;align-items:center}\
 article .said{opacity:1;font-size:1rem}\
 meter{width:100%}b{font-variant-numeric:tabular-nums;text-align:right}";
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
-        .replace('\'', "&#39;")
-}
-
-fn data_url(image: &RgbImage) -> Result<String> {
-    let mut jpeg = Cursor::new(Vec::new());
-    DynamicImage::from(image.clone()).write_to(&mut jpeg, ImageFormat::Jpeg).context("encoding a picture")?;
-    Ok(format!(
-        "data:image/jpeg;base64,{}",
-        base64::engine::general_purpose::STANDARD.encode(jpeg.into_inner())
-    ))
-}
 
 #[cfg(test)]
 mod tests {

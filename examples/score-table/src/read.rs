@@ -68,6 +68,7 @@ struct Clip {
 #[derive(Deserialize)]
 struct ClipFeature {
     feature: String,
+    explanation: String,
     region: Option<f64>,
     region_baselines: Vec<Option<f64>>,
 }
@@ -81,6 +82,7 @@ struct Fuzz {
 #[derive(Deserialize)]
 struct FuzzFeature {
     feature: String,
+    explanation: String,
     balanced_accuracy: Option<f64>,
 }
 
@@ -113,8 +115,18 @@ pub(crate) fn all(args: &Args) -> Result<Scores> {
     let alike: Monosemanticity = json(&args.monosemanticity.join("monosemanticity.json"))?;
     let region: BTreeMap<&str, &ClipFeature> =
         clip.features.iter().map(|feature| (feature.feature.as_str(), feature)).collect();
-    let judged: BTreeMap<&str, Option<f64>> =
-        fuzz.features.iter().map(|feature| (feature.feature.as_str(), feature.balanced_accuracy)).collect();
+    let judged: BTreeMap<&str, &FuzzFeature> =
+        fuzz.features.iter().map(|feature| (feature.feature.as_str(), feature)).collect();
+    let differs = |feature: &&IouFeature| {
+        let name = feature.feature.as_str();
+        let clip = region.get(name).map(|clip| &clip.explanation);
+        let fuzz = judged.get(name).map(|fuzz| &fuzz.explanation);
+        clip.into_iter().chain(fuzz).any(|other| *other != feature.explanation)
+    };
+    let differing = iou.features.iter().filter(differs).count();
+    if differing > 0 {
+        tracing::warn!("{differing} features are scored by different explanations in different folders");
+    }
     let same: BTreeMap<&str, Option<f64>> =
         alike.features.iter().map(|feature| (feature.feature.as_str(), feature.score)).collect();
     let mut rows: Vec<Row> = iou
@@ -133,7 +145,7 @@ pub(crate) fn all(args: &Args) -> Result<Scores> {
                 iou: feature.mean,
                 permuted: feature.baselines.first().copied().flatten(),
                 clip: margin,
-                fuzz: judged.get(name).copied().flatten(),
+                fuzz: judged.get(name).and_then(|fuzz| fuzz.balanced_accuracy),
                 monosemanticity: same.get(name).copied().flatten(),
             }
         })

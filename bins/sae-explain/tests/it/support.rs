@@ -1,22 +1,15 @@
 //! Small caches with their images, and the binary run on them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
-use act_cache::{
-    BaseTile, CacheDescription, CacheWriter, DatasetSource, HookDescription, SampleCodes, SampleRecord,
-    WriterOptions,
-};
 use explain::Record;
 use image::{ImageFormat, Rgb, RgbImage};
-use mm_data::Dataset;
-use sae_types::{FeatureId, HookPoint, SampleId, SparseCodes};
+pub(crate) use pipeline_tests::caches::GRID;
+use pipeline_tests::caches::write_cache;
 use serde_json::Value;
-use stage_kit::hash_bytes;
 use tempfile::TempDir;
 
-/// Rows and columns of patches: neither square nor what any model has.
-pub(crate) const GRID: (u32, u32) = (3, 5);
 /// Pixels of the images.
 pub(crate) const SIZE: (u32, u32) = (60, 24);
 /// Features, of which the first `COMMON` are on in half of the samples each, the one after them is on in one sample, and
@@ -64,52 +57,11 @@ impl Scratch {
                 .save_with_format(data.join(format!("{sample:03}.png")), ImageFormat::Png)
                 .unwrap();
         }
-        scratch.write_cache(&data, samples);
+        write_cache(&scratch.path(""), WIDTH as usize, 4, |sample, patch| {
+            let here = |feature| on(feature, sample).filter(|on| on.0 == patch).map(|on| (feature, on.1));
+            (0..WIDTH).filter_map(here).collect()
+        });
         scratch
-    }
-
-    fn write_cache(&self, data: &Path, samples: u32) {
-        let dataset = Dataset::open(data, None).unwrap();
-        let mut description = CacheDescription {
-            model: "m".into(),
-            dataset: DatasetSource {
-                name: "data".into(),
-                fingerprint: dataset.fingerprint().to_owned(),
-                n_samples: u64::from(samples),
-                ..DatasetSource::default()
-            },
-            ..CacheDescription::default()
-        };
-        let hook = HookPoint::layer(1);
-        description.hooks.insert(
-            hook.clone(),
-            HookDescription { width: WIDTH as usize, k: 4, ..HookDescription::default() },
-        );
-        let (rows, cols) = GRID;
-        description.token_layout.base = Some(BaseTile { start: 1, rows, cols });
-        let options = WriterOptions { n_splits: 2, ..WriterOptions::default() };
-        let mut writer = CacheWriter::create(&self.path("cache"), description, options).unwrap();
-        for sample in 0..samples {
-            let mut codes = SparseCodes::new(WIDTH as usize);
-            for patch in 0..rows * cols {
-                let here = |feature| {
-                    on(feature, sample).filter(|on| on.0 == patch).map(|on| (FeatureId(feature), on.1))
-                };
-                codes.push_row((0..WIDTH).filter_map(here)).unwrap();
-            }
-            let bytes = dataset.get(sample as usize).unwrap().images[0].bytes.clone();
-            let record = SampleRecord {
-                sample: SampleId(sample),
-                n_tokens: 1 + rows * cols,
-                width: SIZE.0,
-                height: SIZE.1,
-                image_sha256: Some(hash_bytes(&bytes)),
-                ..SampleRecord::default()
-            };
-            let tokens: Vec<u32> = (1..=rows * cols).collect();
-            writer.push(&record, &[SampleCodes { hook: &hook, tokens: &tokens, codes: &codes }]).unwrap();
-        }
-        writer.finish().unwrap();
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

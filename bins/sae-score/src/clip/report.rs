@@ -25,6 +25,8 @@ pub(crate) struct Summary {
     whole: ScoreTable,
     /// Where the feature is on, black elsewhere.
     region: ScoreTable,
+    /// How many features are held against no other explanation, since all others say the same.
+    without_other_text: usize,
     /// Images made of the explanations, if there are.
     #[serde(skip_serializing_if = "Option::is_none")]
     generated: Option<scoring::Summary>,
@@ -57,11 +59,20 @@ pub(crate) fn write(
     let [mut whole, mut region] = [Vec::new(), Vec::new()];
     let (mut features, mut keys) = (Vec::new(), Vec::new());
     let mut rows: BTreeMap<_, Vec<(FeatureKey, ClipRow)>> = BTreeMap::new();
+    let mut without_other_text = 0;
     for record in records {
         let record = record?;
         let key = record.key();
         let label = explained.label(&key);
         let [of_whole, of_region] = [record.whole(label.clone()), record.region(label.clone())];
+        if record.unable {
+            let row = ClipRow::unable(key.to_string(), UNABLE);
+            rows.entry(key.hook.clone()).or_default().push((key, row));
+            whole.push(of_whole);
+            region.push(of_region);
+            continue;
+        }
+        without_other_text += usize::from(record.other_text.is_none());
         if let Some(row) = record.published() {
             rows.entry(key.hook.clone()).or_default().push((key.clone(), row));
         }
@@ -79,18 +90,6 @@ pub(crate) fn write(
         region.push(of_region);
         keys.push(key);
     }
-    for key in &explained.unable {
-        let entry = |n: usize| FeatureEntry {
-            concept: explained.label(key),
-            outcome: FeatureOutcome::Unable,
-            baselines: vec![None; n],
-        };
-        whole.push(entry(WHOLE_BASELINES.len()));
-        region.push(entry(REGION_BASELINES.len()));
-        rows.entry(key.hook.clone())
-            .or_default()
-            .push((key.clone(), ClipRow::unable(key.to_string(), UNABLE)));
-    }
     for (hook, mut rows) in rows {
         rows.sort_by(|a, b| a.0.cmp(&b.0));
         let rows: Vec<ClipRow> = rows.into_iter().map(|(_, row)| row).collect();
@@ -100,6 +99,7 @@ pub(crate) fn write(
     let summary = Summary {
         whole: ScoreTable::of(names(WHOLE_BASELINES), &whole),
         region: ScoreTable::of(names(REGION_BASELINES), &region),
+        without_other_text,
         generated: scoring::Summary::of(features.iter().filter_map(|feature| feature.generated)),
         features,
     };
@@ -114,6 +114,14 @@ fn score(entry: &FeatureEntry) -> Option<f64> {
         FeatureOutcome::Scored(score) => Some(score),
         _ => None,
     }
+}
+
+/// From where to where scores lie, in whole fives: most models' are between 15 and 35.
+fn range_of(distributions: &[(String, Vec<f64>)]) -> [f64; 2] {
+    let all = || distributions.iter().flat_map(|(_, values)| values.iter().copied());
+    let least = (all().fold(100.0, f64::min) / 5.0).floor() * 5.0;
+    let most = (all().fold(0.0, f64::max) / 5.0).ceil() * 5.0;
+    if least < most { [least, most] } else { [0.0, 100.0] }
 }
 
 /// How to read the scores of one kind off a feature.
@@ -134,13 +142,14 @@ fn page(args: &ClipArgs, summary: &Summary, finder: &Finder, keys: &[FeatureKey]
         };
         let baselines =
             table.baselines.iter().enumerate().map(of_baseline).filter(|(_, values)| !values.is_empty());
+        let distributions: Vec<(String, Vec<f64>)> = std::iter::once(own).chain(baselines).collect();
         let mut section = Section {
             heading: heading.to_owned(),
             note: note.to_owned(),
             decimals: 1,
-            range: [0.0, 100.0],
+            range: range_of(&distributions),
             table: table.clone(),
-            distributions: std::iter::once(own).chain(baselines).collect(),
+            distributions,
             best: cards(best.clone()),
             worst: cards(worst.clone()),
         };
@@ -187,5 +196,18 @@ fn card(summary: &Summary, at: usize, read: Read, table: &ScoreTable) -> Card {
         score: score.unwrap_or_default(),
         facts: table.baselines.iter().zip(baselines).filter_map(fact).collect(),
         pictures: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histograms_range_over_what_there_is() {
+        let of = |values: &[f64]| range_of(&[("features".to_owned(), values.to_vec())]);
+        assert_eq!(of(&[17.5, 23.0, 31.0]), [15.0, 35.0]);
+        assert_eq!((of(&[]), of(&[20.0])), ([0.0, 100.0], [0.0, 100.0]));
+        assert_eq!(of(&[0.0, 100.0]), [0.0, 100.0]);
     }
 }

@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use explain_kit::share;
 use image::RgbImage;
-use mm_data::hub::{self, RepoKind};
 use model_kit::TorchArgs;
 use sae_types::SampleId;
-use stage_kit::{RunManifest, hash_file};
-use vision_models::grounding_dino::{GroundingDino, Thresholds};
+use stage_kit::RunManifest;
+use vision_models::grounding_dino::{Detection, GroundingDino, Thresholds};
 use vision_models::sam::{BoxPrompt, Sam, SamImage};
 
 use super::segment::Segmenter;
+use crate::models;
 
 /// What is read of a model's folder.
 const FILES: [&str; 6] = [
@@ -38,7 +39,7 @@ pub(crate) struct GroundingArgs {
     #[arg(long, default_value = "facebook/sam-vit-huge", help_heading = "Grounding")]
     sam: String,
     /// Boxes count from this score on
-    #[arg(long, default_value_t = 0.3, help_heading = "Grounding")]
+    #[arg(long, default_value_t = 0.3, value_parser = share, help_heading = "Grounding")]
     box_threshold: f32,
     /// Which of the three masks that SAM offers for a box
     #[arg(long, value_enum, default_value_t = SamMasks::Best, help_heading = "Grounding")]
@@ -50,8 +51,16 @@ pub(crate) struct GroundingArgs {
 enum SamMasks {
     /// The one SAM thinks best
     Best,
-    /// All three joined, as msae
+    /// All three joined, and the box cut to whole pixels before, as msae
     Msae,
+}
+
+impl SamMasks {
+    /// The box that SAM is asked about. msae finds boxes with transformers' pipeline, which cuts them to whole pixels.
+    fn bounds(self, found: &Detection) -> BoxPrompt {
+        let side = |side: f32| f64::from(if self == Self::Msae { side.trunc() } else { side });
+        BoxPrompt { left: side(found.x0), top: side(found.y0), right: side(found.x1), bottom: side(found.y1) }
+    }
 }
 
 /// GroundingDINO and SAM.
@@ -69,22 +78,14 @@ impl Grounded {
     pub(crate) fn open(args: &GroundingArgs, torch: TorchArgs, manifest: &mut RunManifest) -> Result<Self> {
         let device = torch.device.open()?;
         let kind = torch.dtype.kind();
-        let mut found = |flag: &str, name: &str| -> Result<_> {
-            let folder = hub::resolve(name, RepoKind::Model, &FILES)?;
-            let sha256 = hash_file(&folder.join("config.json"))?;
-            manifest.settings.insert(format!("{flag} (SHA-256 of config.json)"), sha256.clone());
-            manifest.input(flag.trim_start_matches('-'), &folder.display(), sha256);
-            Ok(folder)
-        };
-        let dino = found("--grounding-dino", &args.grounding_dino)?;
+        let dino = models::find("--grounding-dino", &args.grounding_dino, &FILES, torch, manifest)?;
         let dino = GroundingDino::open(&dino, device, kind).context("opening GroundingDINO")?;
-        let sam = found("--sam", &args.sam)?;
+        let sam = models::find("--sam", &args.sam, &FILES, torch, manifest)?;
         let sam = Sam::open(&sam, device, kind).context("opening SAM")?;
         let masks = args.sam_masks.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
         manifest.settings.extend([
             ("--box-threshold".to_owned(), args.box_threshold.to_string()),
             ("--sam-masks".to_owned(), masks),
-            ("--dtype".to_owned(), torch.dtype.to_string()),
         ]);
         let thresholds = Thresholds { box_threshold: args.box_threshold, ..Thresholds::default() };
         let (kept, order) = (BTreeMap::new(), VecDeque::new());
@@ -115,12 +116,7 @@ impl Segmenter for Grounded {
             .dino
             .detect(picture, text, self.thresholds)?
             .into_iter()
-            .map(|found| BoxPrompt {
-                left: f64::from(found.x0),
-                top: f64::from(found.y0),
-                right: f64::from(found.x1),
-                bottom: f64::from(found.y1),
-            })
+            .map(|found| self.masks.bounds(&found))
             .collect();
         if boxes.is_empty() {
             return Ok(pixels);
@@ -135,7 +131,7 @@ impl Segmenter for Grounded {
                     .add(which, &mut pixels);
             }
             of_box.masks.push((mask.score, mask.pixels));
-        });
+        })?;
         of_box.add(which, &mut pixels);
         Ok(pixels)
     }
@@ -170,6 +166,16 @@ impl OfBox {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn boxes_are_cut_to_whole_pixels_as_msae_does() {
+        let phrase = "red.".to_owned();
+        let found = Detection { x0: 20.87, y0: -3.35, x1: 32.32, y1: 24.57, score: 0.5, phrase };
+        let BoxPrompt { left, top, right, bottom } = SamMasks::Msae.bounds(&found);
+        assert_eq!([left, top, right, bottom], [20.0, -3.0, 32.0, 24.0]);
+        let BoxPrompt { left, top, right, bottom } = SamMasks::Best.bounds(&found);
+        assert_eq!([left, top, right, bottom], [20.87, -3.35, 32.32, 24.57].map(|side: f32| f64::from(side)));
+    }
 
     #[test]
     fn the_best_mask_counts_or_all_of_them() {

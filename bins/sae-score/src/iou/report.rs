@@ -8,7 +8,7 @@ use explain::parse::UNABLE;
 use explain_kit::{Entry, Records};
 use scoring::published::{IouRow, rows_to_json};
 use scoring::report::{Card, Extremes, Report, Section};
-use scoring::{FeatureEntry, FeatureOutcome, FeatureScore, Policy, ScoreTable};
+use scoring::{FeatureScore, Policy, ScoreTable};
 use serde::Serialize;
 use stage_kit::write_whole;
 
@@ -23,6 +23,9 @@ use crate::pictures;
 pub(crate) struct Summary {
     policy: Policy,
     table: ScoreTable,
+    /// How many features are held against no other explanation, since all others say the same; absent with --no-permuted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    without_other_text: Option<usize>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     features: Vec<FeatureSummary>,
 }
@@ -50,10 +53,18 @@ pub(crate) fn write(
     let policy = args.policy();
     let (mut entries, mut features, mut keys) = (Vec::new(), Vec::new(), Vec::new());
     let mut rows: BTreeMap<_, Vec<(FeatureKey, IouRow)>> = BTreeMap::new();
+    let mut without_other_text = 0;
     for record in records {
         let record = record?;
         let key = record.key();
         let entry = record.entry(policy, explained.label(&key));
+        if record.unable {
+            let row = IouRow::unable(key.to_string(), UNABLE);
+            rows.entry(key.hook.clone()).or_default().push((key, row));
+            entries.push(entry);
+            continue;
+        }
+        without_other_text += usize::from(record.other_text.is_none());
         if let Some(row) = record.published() {
             rows.entry(key.hook.clone()).or_default().push((key.clone(), row));
         }
@@ -67,20 +78,14 @@ pub(crate) fn write(
         entries.push(entry);
         keys.push(key);
     }
-    for key in &explained.unable {
-        let baselines = vec![None; BASELINES.len()];
-        let concept = explained.label(key);
-        entries.push(FeatureEntry { concept, outcome: FeatureOutcome::Unable, baselines });
-        let row = IouRow::unable(key.to_string(), UNABLE);
-        rows.entry(key.hook.clone()).or_default().push((key.clone(), row));
-    }
     for (hook, mut rows) in rows {
         rows.sort_by(|a, b| a.0.cmp(&b.0));
         let rows: Vec<IouRow> = rows.into_iter().map(|(_, row)| row).collect();
         write_whole(&STAGE.written_of(&args.save_dir, &hook), rows_to_json(&rows)?.as_bytes())?;
     }
     let table = ScoreTable::of(BASELINES.map(str::to_owned).to_vec(), &entries);
-    let summary = Summary { policy, table, features };
+    let without_other_text = (!args.no_permuted).then_some(without_other_text);
+    let summary = Summary { policy, table, without_other_text, features };
     let text = serde_json::to_string_pretty(&summary)? + "\n";
     write_whole(&args.save_dir.join("iou.summary.json"), text.as_bytes())?;
     let page = page(args, &summary, finder, &keys);

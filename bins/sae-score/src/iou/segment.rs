@@ -24,7 +24,7 @@ pub(crate) trait Segmenter {
 /// What a data set says of its own images, in its column `masks`: for each region its pixels, and all that it may be called.
 /// A text names a region if it is one of its labels, whatever the case; `background`, unless some region is called so, is what lies in none.
 pub(crate) struct Annotated {
-    dataset: Dataset,
+    dataset: Arc<Dataset>,
     /// Of the samples used last, since features share them.
     kept: BTreeMap<SampleId, Arc<Vec<Region>>>,
 }
@@ -34,12 +34,12 @@ struct Region {
     mask: GrayImage,
 }
 
-/// Samples whose decoded regions are kept.
-const KEPT: usize = 256;
+/// Pixels of the decoded regions that are kept, a byte each: those of 100 COCO images or more.
+const KEPT: usize = 256 << 20;
 
 impl Annotated {
     /// Of a data set that was opened with its masks.
-    pub(crate) fn new(dataset: Dataset) -> Self {
+    pub(crate) fn new(dataset: Arc<Dataset>) -> Self {
         Self { dataset, kept: BTreeMap::new() }
     }
 
@@ -49,14 +49,19 @@ impl Annotated {
         }
         let record = self.dataset.get(sample.index())?;
         ensure!(!record.masks.is_empty(), "the data set annotates no region of sample {sample}");
+        let image = record.images.first().context("the record has no image")?;
+        let size = lmm_prep::decode_image_upright(&image.bytes)?.dimensions();
         let region = |annotation: &mm_data::MaskAnnotation| {
             let mask = image::load_from_memory(&annotation.png).context("decoding a mask")?.into_luma8();
+            check_shape(sample, mask.dimensions(), size)?;
             let labels = annotation.labels.iter().map(|label| named(label)).collect();
             Ok(Region { labels, mask })
         };
         let regions = Arc::new(record.masks.iter().map(region).collect::<Result<Vec<_>>>()?);
-        if self.kept.len() >= KEPT {
-            self.kept.pop_first();
+        while self.kept.values().map(|kept| pixels(kept)).sum::<usize>() + pixels(&regions) > KEPT {
+            if self.kept.pop_first().is_none() {
+                break;
+            }
         }
         self.kept.insert(sample, Arc::clone(&regions));
         Ok(regions)
@@ -81,6 +86,22 @@ impl Segmenter for Annotated {
         }
         Ok(covered(&is_called))
     }
+}
+
+fn pixels(regions: &[Region]) -> usize {
+    regions.iter().map(|region| region.mask.len()).sum()
+}
+
+/// Refuses a mask that is of another shape than its upright picture, whose pixels it cannot tell. It may be larger or smaller, each side
+/// rounded.
+fn check_shape(sample: SampleId, mask: (u32, u32), picture: (u32, u32)) -> Result<()> {
+    let [mask_width, mask_height, width, height] = [mask.0, mask.1, picture.0, picture.1].map(i64::from);
+    let off = (mask_width * height - mask_height * width).abs();
+    ensure!(
+        off <= width.max(height),
+        "a mask of sample {sample} has {mask_width} x {mask_height} pixels, its picture, upright, {width} x {height}"
+    );
+    Ok(())
 }
 
 /// Adds a mask, stretched to `width` x `height` pixels (nearest), to those that are on.
@@ -115,6 +136,26 @@ mod tests {
             assert_eq!(named(text), "red circle", "{text}");
         }
         assert_eq!(named("a"), "a");
+    }
+
+    #[test]
+    fn masks_have_the_shape_of_their_picture() {
+        for (mask, picture) in [
+            ((640, 480), (640, 480)),
+            ((320, 240), (640, 480)),
+            ((214, 160), (640, 480)),
+            ((9, 9), (336, 336)),
+        ] {
+            assert!(check_shape(SampleId(3), mask, picture).is_ok(), "{mask:?} {picture:?}");
+        }
+        for (mask, picture) in [((640, 480), (480, 640)), ((336, 336), (640, 480)), ((640, 470), (640, 480))]
+        {
+            let error = check_shape(SampleId(3), mask, picture).unwrap_err().to_string();
+            assert!(
+                error.contains("sample 3") && error.contains(&format!("{} x {}", picture.0, picture.1)),
+                "{error}"
+            );
+        }
     }
 
     #[test]

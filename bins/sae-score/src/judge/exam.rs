@@ -1,7 +1,7 @@
 //! [`Exam`]: what a judge is asked about a feature, made of samples of images or of text.
 
 use explain::{FeatureKey, Outcome, Shown, prompt};
-use explain_kit::{Instruction, Part, Prepared, Question, Texts};
+use explain_kit::{Instruction, Part, Prepared, Question, Stage, Texts};
 use scoring::detection::TextBatch;
 use scoring::{Random, detection, fuzz, samples};
 
@@ -62,19 +62,19 @@ pub(crate) enum Batch {
 }
 
 impl Score {
-    /// Its ledger's name.
-    pub(crate) const fn name(self) -> &'static str {
+    /// Its files.
+    pub(crate) const fn stage(self) -> Stage {
         match self {
-            Self::Detection => "detection",
-            Self::Fuzz => "fuzz",
+            Self::Detection => stage("detection", &["detection.html"]),
+            Self::Fuzz => stage("fuzz", &["fuzz.html"]),
         }
     }
 
-    /// The name of the ledger in which explanations are other features'.
-    pub(crate) const fn permuted(self) -> &'static str {
+    /// Those in which explanations are other features'.
+    pub(crate) const fn permuted_stage(self) -> Stage {
         match self {
-            Self::Detection => "detection-permuted",
-            Self::Fuzz => "fuzz-permuted",
+            Self::Detection => stage("detection-permuted", &[]),
+            Self::Fuzz => stage("fuzz-permuted", &[]),
         }
     }
 
@@ -91,6 +91,10 @@ impl Score {
     }
 }
 
+const fn stage(name: &'static str, extra: &'static [&'static str]) -> Stage {
+    Stage { name, suffix: None, extra, keeps_images: false, flag: "--save-dir" }
+}
+
 impl Batch {
     /// Samples per question.
     pub(crate) fn size(self) -> usize {
@@ -102,12 +106,12 @@ impl Batch {
 }
 
 impl Exam {
-    /// Everything that is asked about a feature that `texts` explain, in random order.
+    /// Everything that is asked about a feature, in random order; of one without a text the explainer had nothing to say.
     ///
     /// # Errors
     /// The outcome of a feature that nothing is asked about.
     pub(crate) fn question(&self, key: &FeatureKey, texts: &Texts) -> Result<Prepared, Outcome> {
-        let explanation = texts.get(key).unwrap_or_default();
+        let explanation = texts.get(key).ok_or(Outcome::Unable)?;
         let (items, side) = match &self.material {
             Material::Images(images) => (images.items(key, self.score)?, Side::Image),
             Material::Text(windows) => (windows.items(key, self.score)?, Side::Text),

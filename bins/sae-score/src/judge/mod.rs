@@ -15,18 +15,18 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use explain::FeatureKey;
-use explain_kit::{
-    EXPLANATIONS, Explanations, Instruction, Job, Plan, Stage, Summary, Texts, open_cache, stored,
-};
-use sae_types::SampleId;
-use scoring::{Random, ScoreRow, baselines};
+use explain_kit::{EXPLANATIONS, Instruction, Job, Plan, Selection, Summary, Texts, open_cache, stored};
+use sae_types::{FeatureId, HookPoint, SampleId};
+use scoring::ScoreRow;
 use serde::Serialize;
 use stage_kit::{CommonArgs, RunManifest, UsageError};
 
+use crate::explained::{LABELS, Said, open_current, with_unable};
 use crate::judge::exam::Exam;
 use crate::judge::pick::Side;
-use crate::judge::scores::{Permuted, Scores, Sums, Totals};
+use crate::judge::scores::{Scores, Sums, Totals};
 use crate::judge::verdicts::Verdicts;
+use crate::other_texts::OtherTexts;
 
 pub(crate) use args::{DetectionArgs, FuzzArgs};
 use args::{JudgeArgs, Setting};
@@ -45,16 +45,10 @@ Example, on text, with the labels that sae-explain label gave:
 
 SAVE_DIR/fuzz.jsonl has one line per feature with every verdict and is what --resume reads; fuzz.json and the\npage fuzz.html are written from it.";
 
-/// The stage whose texts are labels.
-const LABELS: &str = "labels";
-/// The stream of the permutation: no feature's.
-const PERMUTATION: u64 = 0;
-
 #[derive(Serialize)]
 struct More<'a> {
     #[serde(flatten)]
     totals: &'a Totals,
-    unable_before: u64,
     without_explanation: u64,
 }
 
@@ -76,16 +70,20 @@ fn run(args: &JudgeArgs, setting: Setting<'_>, common: &CommonArgs) -> Result<()
     let side = args.side(cache)?;
     let batch = args.batch(side);
     let instruction = Instruction::of(&args.server, score.instruction(side, batch, batch.size()))?;
-    let explanations = Explanations::open(&args.explanations, EXPLANATIONS)?;
-    let labels = args.labels.as_deref().map(|path| Explanations::open(path, LABELS)).transpose()?;
-    let permuted = args.permuted.then(|| permuted(&explanations.texts, common.seed)).transpose()?;
-    let seen = seen(&explanations, &args.explanations);
-    let Explanations { texts, unable, without, .. } = explanations;
-    let texts = Texts::new(texts);
-    let there = texts.among(stored(cache)?, &args.explanations)?;
+    let Said { explanations, before } = Said::open(&args.explanations, EXPLANATIONS)?;
+    let of = [Some(&explanations), before.as_ref()];
+    let labels = args.labels.as_deref().map(|path| open_current(path, LABELS, &of)).transpose()?;
+    let shown = [explanations.shown, before.as_ref().map(|before| before.shown.clone()).unwrap_or_default()];
+    let seen = seen(shown, &args.explanations);
+    let (without, mut unable) = (explanations.without, explanations.unable);
+    unable.extend(before.into_iter().flat_map(|before| before.unable));
+    let texts = Texts::new(explanations.texts);
+    let there = stored(cache)?;
+    let explained = texts.among(there.clone(), &args.explanations)?;
+    let permuted = args.permuted.then(|| other_texts(&texts, &explained, common.seed)).transpose()?;
     let wanted = args.features.wanted()?;
-    let selection = || wanted.among(there.clone().into_iter(), world);
-    let material = args.material(cache, side, setting, &selection()?, seen, common.seed, &mut manifest)?;
+    let selection = wanted.among(with_unable(there, &texts, &unable), world)?;
+    let material = args.material(cache, side, setting, &selection, seen, common.seed, &mut manifest)?;
     let is_own = args.server.prompt.is_some();
     let exam = Arc::new(Exam { score, material, batch, instruction, is_own });
 
@@ -95,58 +93,54 @@ fn run(args: &JudgeArgs, setting: Setting<'_>, common: &CommonArgs) -> Result<()
     };
     let (folder, permuted, labels) = (args.save_dir.as_path(), permuted.as_ref(), labels.as_ref());
     let sums = Sums { folder, score, side, texts: &texts, permuted, labels };
-    let pass = |label, name, texts: &Texts| -> Result<(Summary, Scores)> {
-        let stage = Stage { name, suffix: None, flag: "--save-dir" };
+    let pass = |label, stage, selection: Selection, texts: &Texts| -> Result<(Summary, Scores)> {
         let (run, server, instruction) = (&args.run, &args.server, &exam.instruction);
         let plan = Plan { label, stage, path: &args.save_dir, run, server, instruction, common };
         let mut manifest = manifest.clone();
-        let job = Job::open(plan, Verdicts, selection()?, texts.clone(), &mut manifest)?;
+        let job = Job::open(plan, Verdicts, selection, texts.clone(), &mut manifest)?;
         let (exam, texts) = (Arc::clone(&exam), texts.clone());
         let prepare = move |key: &FeatureKey| exam.question(key, &texts);
         explain_kit::run(job, manifest, prepare, |_, _| sums.write())
     };
-    let (summary, mut scores) = pass("judging", score.name(), &texts)?;
-    if let Some(permuted) = permuted {
-        scores = pass("judging permuted", score.permuted(), &permuted.texts)?.1;
+    let held_against = permuted.map(|permuted| {
+        let mut selection = selection.clone();
+        selection.retain(|key| permuted.texts.contains(key));
+        (selection, &permuted.texts)
+    });
+    let (summary, mut scores) = pass("judging", score.stage(), selection, &texts)?;
+    if let Some((selection, texts)) = held_against {
+        scores = pass("judging permuted", score.permuted_stage(), selection, texts)?.1;
     }
     tell(&scores.totals.balanced_accuracy.total);
-    let more =
-        More { totals: &scores.totals, unable_before: unable.len() as u64, without_explanation: without };
-    Ok(summary.print(&more)?)
+    Ok(summary.print(&More { totals: &scores.totals, without_explanation: without })?)
+}
+
+/// Explanations of other features for all that are explained, hook point by hook point, chosen or not.
+fn other_texts(
+    texts: &Texts,
+    explained: &[(&'static HookPoint, Vec<FeatureId>)],
+    seed: u64,
+) -> Result<OtherTexts> {
+    let of_hook = |(hook, features): &(&'static HookPoint, Vec<FeatureId>)| -> Vec<FeatureKey> {
+        features.iter().map(|&feature| FeatureKey { hook: HookPoint::clone(hook), feature }).collect()
+    };
+    let keys: Vec<FeatureKey> = explained.iter().flat_map(of_hook).collect();
+    let others = OtherTexts::of(keys.iter().map(|key| (key, texts.get(key).unwrap_or_default())), seed);
+    if others.without == keys.len() {
+        return Err(UsageError::new("--permuted: there is one explanation only").into());
+    }
+    Ok(others)
 }
 
 /// The samples that the explainer was shown: those of the explanations' own ledgers, or of the ledgers beside what was made of them.
-fn seen(explanations: &Explanations, path: &Path) -> BTreeMap<FeatureKey, Vec<SampleId>> {
-    if !explanations.shown.is_empty() {
-        return explanations.shown.clone();
-    }
-    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    match Explanations::open(folder, EXPLANATIONS) {
-        Ok(beside) if !beside.shown.is_empty() => beside.shown,
-        _ => {
-            tracing::warn!(
-                "{} does not say which samples the explainer was shown: it is taken to be the strongest of each feature",
-                path.display()
-            );
-            BTreeMap::new()
-        }
-    }
-}
-
-/// Gives every feature another's explanation.
-fn permuted(texts: &BTreeMap<FeatureKey, String>, seed: u64) -> Result<Permuted> {
-    let said: Vec<&String> = texts.values().collect();
-    let permuted = baselines::permuted(&said, &mut Random::new(seed, PERMUTATION));
-    let permuted = permuted.ok_or_else(|| UsageError::new("--permuted: there is one explanation only"))?;
-    if permuted.same_text > 0 {
+fn seen(shown: [BTreeMap<FeatureKey, Vec<SampleId>>; 2], path: &Path) -> BTreeMap<FeatureKey, Vec<SampleId>> {
+    shown.into_iter().find(|shown| !shown.is_empty()).unwrap_or_else(|| {
         tracing::warn!(
-            "--permuted: {} of {} explanations say what more than half of all do, and remain what they are",
-            permuted.same_text,
-            said.len()
+            "{} does not say which samples the explainer was shown: it is taken to be the strongest of each feature",
+            path.display()
         );
-    }
-    let texts = texts.keys().zip(&permuted.sources).map(|(key, &from)| (key.clone(), said[from].clone()));
-    Ok(Permuted { texts: Texts::new(texts.collect()), same_text: permuted.same_text })
+        BTreeMap::new()
+    })
 }
 
 /// Tells the log what came of it.
@@ -171,27 +165,5 @@ fn tell(total: &ScoreRow) {
             difference.mean,
             half(difference.half_width_99)
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_feature_keeps_its_explanation() {
-        let key = |feature: u32| format!("model.layers.1_feature{feature}").parse::<FeatureKey>().unwrap();
-        let texts: BTreeMap<FeatureKey, String> =
-            (0..20).map(|feature| (key(feature), format!("thing {feature}"))).collect();
-        let given = permuted(&texts, 7).unwrap();
-        let said = |feature: u32| given.texts.get(&key(feature)).unwrap().to_owned();
-        assert!((0..20).all(|feature| said(feature) != texts[&key(feature)]));
-        let mut all: Vec<String> = (0..20).map(said).collect();
-        all.sort();
-        let mut own: Vec<String> = texts.values().cloned().collect();
-        own.sort();
-        assert_eq!((all, given.same_text), (own, 0));
-        let one: BTreeMap<_, _> = texts.into_iter().take(1).collect();
-        assert!(permuted(&one, 7).is_err());
     }
 }

@@ -7,7 +7,8 @@ use anyhow::Result;
 use explain::{Counterexample, FeatureKey, Outcome, counterexamples_by, is_on_in_text};
 use sae_types::SampleId;
 use scoring::{Random, baselines, samples};
-use stage_kit::hash_bytes;
+
+use crate::chance::{Draw, random};
 
 /// How many of the strongest samples an explainer is taken to have seen where nothing says which: multimodal-sae and delphi's explainers
 /// are shown the first ones.
@@ -69,7 +70,7 @@ impl Picker {
     }
 
     fn look(&self, key: &FeatureKey, hook: &HookCache<'_>) -> Result<Picked> {
-        let mut random = Random::new(self.seed, stream(key));
+        let mut random = random(self.seed, key, Draw::Samples);
         let (cache, feature) = (hook.cache(), hook.feature(key.feature)?);
         let layout = &cache.manifest().token_layout;
         let image = |sample| cache.sample(sample).and_then(|record| record.image_sha256.as_deref());
@@ -130,24 +131,5 @@ impl Picker {
             .take(self.negatives)
             .collect();
         Ok(Picked { positives, hard, easy, random })
-    }
-}
-
-/// The stream of what is drawn for a feature.
-fn stream(key: &FeatureKey) -> u64 {
-    let hash = hash_bytes(key.to_string().as_bytes());
-    u64::from_str_radix(&hash[..16], 16).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_feature_has_its_own_chance() {
-        let stream = |text: &str| stream(&text.parse().unwrap());
-        assert_ne!(stream("model.layers.1_feature2"), stream("model.layers.1_feature3"));
-        assert_ne!(stream("model.layers.1_feature2"), stream("model.layers.2_feature2"));
-        assert_ne!(stream("model.layers.1_feature2"), 0);
     }
 }

@@ -15,15 +15,10 @@ use stage_kit::write_whole;
 use crate::judge::exam::Score;
 use crate::judge::page;
 use crate::judge::verdicts::judged;
+use crate::other_texts::OtherTexts;
 
 /// The baseline's name in tables.
 const PERMUTED: &str = "permuted";
-
-/// Explanations of other features, and how many of them say the same as the feature's own.
-pub(crate) struct Permuted {
-    pub(crate) texts: Texts,
-    pub(crate) same_text: usize,
-}
 
 /// What is summed up.
 pub(crate) struct Sums<'a> {
@@ -32,7 +27,7 @@ pub(crate) struct Sums<'a> {
     /// `images` or `text`.
     pub(crate) side: &'static str,
     pub(crate) texts: &'a Texts,
-    pub(crate) permuted: Option<&'a Permuted>,
+    pub(crate) permuted: Option<&'a OtherTexts>,
     pub(crate) labels: Option<&'a Explanations>,
 }
 
@@ -57,13 +52,13 @@ pub(crate) struct Totals {
     pub(crate) balanced_accuracy: ScoreTable,
     pub(super) f1: ScoreTable,
     pub(super) auc: ScoreTable,
-    /// All verdicts counted as one feature's.
+    /// All verdicts counted as one feature's, without intervals: those of one feature depend on each other.
     pub(super) all: Measures,
     #[serde(skip_serializing_if = "Option::is_none")]
     permuted: Option<Measures>,
-    /// Of the permuted explanations, those that say the same as the feature's own.
+    /// Of all explained features, chosen or not, those that are held against no other explanation, since all others say the same.
     #[serde(skip_serializing_if = "Option::is_none")]
-    permuted_same_text: Option<usize>,
+    without_other_text: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,6 +105,8 @@ struct Line {
 #[derive(Default)]
 struct Read {
     lines: Vec<Line>,
+    /// Of which the explainer had nothing to say.
+    unable: Vec<FeatureKey>,
     skipped: usize,
     unparsed: usize,
     all: Measures,
@@ -118,12 +115,14 @@ struct Read {
 impl Sums<'_> {
     /// Reads what every worker has so far, and writes it.
     pub(crate) fn write(&self) -> Result<Scores> {
-        let own = Read::of(self.folder, self.score.name(), self.texts)?;
-        let permuted =
-            self.permuted.map(|permuted| Read::of(self.folder, self.score.permuted(), &permuted.texts));
+        let name = self.score.stage().name;
+        let own = Read::of(self.folder, name, self.texts)?;
+        let permuted_name = self.score.permuted_stage().name;
+        let permuted = self.permuted.map(|permuted| Read::of(self.folder, permuted_name, &permuted.texts));
         let permuted = permuted.transpose()?;
+        let whole = permuted.iter().flat_map(|read| &read.lines).filter(|line| !line.is_failed);
         let baseline: BTreeMap<&FeatureKey, Measures> =
-            permuted.iter().flat_map(|read| &read.lines).map(|line| (&line.key, line.measures)).collect();
+            whole.map(|line| (&line.key, line.measures)).collect();
         let label = |key: &FeatureKey| self.labels.and_then(|labels| labels.texts.get(key)).cloned();
         let table = |figure: fn(&Measures) -> Option<f64>| {
             let entry = |line: &Line| FeatureEntry {
@@ -138,8 +137,14 @@ impl Sums<'_> {
                     None => Vec::new(),
                 },
             };
-            let names = permuted.iter().map(|_| PERMUTED.to_owned()).collect();
-            ScoreTable::of(names, &own.lines.iter().map(entry).collect::<Vec<_>>())
+            let names: Vec<String> = permuted.iter().map(|_| PERMUTED.to_owned()).collect();
+            let unable = own.unable.iter().map(|key| FeatureEntry {
+                concept: label(key),
+                outcome: FeatureOutcome::Unable,
+                baselines: vec![None; names.len()],
+            });
+            let entries: Vec<FeatureEntry> = own.lines.iter().map(entry).chain(unable).collect();
+            ScoreTable::of(names, &entries)
         };
         let totals = Totals {
             features_skipped: own.skipped,
@@ -149,7 +154,7 @@ impl Sums<'_> {
             auc: table(|measures| measures.auc),
             all: own.all,
             permuted: permuted.as_ref().map(|read| read.all),
-            permuted_same_text: self.permuted.map(|permuted| permuted.same_text),
+            without_other_text: self.permuted.map(|permuted| permuted.without),
         };
         let features = own.lines.iter().map(|line| FeatureScore {
             feature: line.key.to_string(),
@@ -158,11 +163,10 @@ impl Sums<'_> {
             own: line.measures,
             permuted: baseline.get(&line.key).copied(),
         });
-        let scores =
-            Scores { score: self.score.name(), shown: self.side, features: features.collect(), totals };
+        let scores = Scores { score: name, shown: self.side, features: features.collect(), totals };
         let text = serde_json::to_string_pretty(&scores)? + "\n";
-        write_whole(&self.folder.join(format!("{}.json", self.score.name())), text.as_bytes())?;
-        let page = self.folder.join(format!("{}.html", self.score.name()));
+        write_whole(&self.folder.join(format!("{name}.json")), text.as_bytes())?;
+        let page = self.folder.join(format!("{name}.html"));
         write_whole(&page, page::html(&scores).as_bytes())?;
         Ok(scores)
     }
@@ -182,7 +186,11 @@ impl Read {
                     continue;
                 }
                 Outcome::Failed(_) => true,
-                Outcome::Unparsed | Outcome::Unable => {
+                Outcome::Unable => {
+                    read.unable.push(record.key());
+                    continue;
+                }
+                Outcome::Unparsed => {
                     read.unparsed += 1;
                     false
                 }
@@ -191,12 +199,15 @@ impl Read {
             let of_hard = rejected_hard(&record);
             let verdicts: Vec<Judged> = record.shown.iter().map(judged).collect();
             let measures = Measures::of(&verdicts, of_hard);
-            all.extend(verdicts);
-            hard.yes += of_hard.yes;
-            hard.n += of_hard.n;
+            // Of a feature that failed there is a part of the verdicts only.
+            if !is_failed {
+                all.extend(verdicts);
+                hard.yes += of_hard.yes;
+                hard.n += of_hard.n;
+            }
             read.lines.push(Line { key: record.key(), is_failed, measures });
         }
-        read.all = Measures::of(&all, hard);
+        read.all = Measures::pooled(&all, hard);
         Ok(read)
     }
 }
@@ -207,6 +218,12 @@ fn rejected_hard(record: &Record) -> Proportion {
 }
 
 impl Measures {
+    /// Of verdicts of many features. Their intervals would take every verdict for another feature's.
+    fn pooled(verdicts: &[Judged], hard: Proportion) -> Self {
+        let (balanced_accuracy_interval_99, auc_interval_99) = (None, None);
+        Self { balanced_accuracy_interval_99, auc_interval_99, ..Self::of(verdicts, hard) }
+    }
+
     fn of(verdicts: &[Judged], hard: Proportion) -> Self {
         let JudgeScore { confusion: counts, auc, unread } = JudgeScore::of(verdicts.iter().copied());
         Self {
@@ -258,6 +275,10 @@ mod tests {
         assert!((measures.balanced_accuracy.unwrap() - 7.0 / 12.0).abs() < 1e-12);
         assert_eq!((measures.f1, measures.auc), (Some(0.5), Some(0.75)));
         assert_eq!((measures.specificity_hard, measures.recall), (Some(0.5), Some(0.5)));
+        let pooled = Measures::pooled(&verdicts, rejected_hard(&record));
+        assert!(measures.balanced_accuracy_interval_99.is_some() && measures.auc_interval_99.is_some());
+        assert_eq!((pooled.balanced_accuracy_interval_99, pooled.auc_interval_99), (None, None));
+        assert_eq!((pooled.balanced_accuracy, pooled.auc), (measures.balanced_accuracy, measures.auc));
         let none = Measures::of(&[], Proportion::default());
         assert_eq!((none.balanced_accuracy, none.f1, none.auc), (None, None, None));
     }

@@ -93,14 +93,14 @@ impl Windows {
             .collect();
         let n_wrong = fuzz::wrong_count(&right.iter().map(Vec::len).collect::<Vec<_>>());
         let positives = on.iter().zip(&right);
-        let positives = positives.map(|(window, right)| item(window.shown, marked(&window.example, right)));
+        let positives = positives.map(|(window, right)| item(window.shown, window.example.marked(right)));
         let positives = positives.collect();
         let mut negatives = Vec::new();
         for window in off {
             // Off everywhere, whatever the neighbour is.
             let activations = vec![0.0; window.example.pieces.len()];
             let wrong = fuzz::wrong_tokens(&activations, n_wrong, &mut random);
-            negatives.push(item(window.shown, marked(&window.example, &wrong)));
+            negatives.push(item(window.shown, window.example.marked(&wrong)));
         }
         for at in random.choose(on.len(), on.len()) {
             if negatives.len() >= n {
@@ -110,7 +110,7 @@ impl Windows {
             let wrong = fuzz::wrong_tokens(&activations(&window.example), n_wrong, &mut random);
             if !wrong.is_empty() {
                 let shown = Shown::counterexample(window.shown.sample);
-                negatives.push(item(shown, marked(&window.example, &wrong)));
+                negatives.push(item(shown, window.example.marked(&wrong)));
             }
         }
         Ok(Items { positives, negatives, random })
@@ -125,11 +125,16 @@ fn plain(example: &TextExample) -> String {
     example.pieces.iter().map(|piece| piece.text.as_str()).collect()
 }
 
-fn marked(example: &TextExample, tokens: &[usize]) -> String {
-    let pieces: Vec<&str> = example.pieces.iter().map(|piece| piece.text.as_str()).collect();
-    fuzz::highlighted(&pieces, tokens)
-}
-
 fn activations(example: &TextExample) -> Vec<f32> {
     example.pieces.iter().map(|piece| piece.activation).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excerpts_have_the_marks_that_the_instructions_name() {
+        assert_eq!(explain::MARKS, fuzz::MARKS);
+    }
 }

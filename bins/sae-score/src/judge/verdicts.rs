@@ -25,7 +25,8 @@ impl Ask for Verdicts {
                 Ok::<_, ChatError>((shown, answer))
             }
         });
-        let (mut all, mut asked, mut failure) = (Vec::new(), Asked::default(), None);
+        let (mut all, mut asked) = (Vec::new(), Asked::default());
+        let (mut refused, mut failed) = (None, None);
         for (mut shown, (told, one)) in try_join_all(answers).await? {
             asked.add(one);
             match told {
@@ -35,16 +36,18 @@ impl Ask for Verdicts {
                     }
                 }
                 Told::Unparsed => {}
-                Told::Failed(reason) => drop(failure.get_or_insert(reason)),
+                Told::Refused(reason) => drop(refused.get_or_insert(reason)),
+                Told::Failed(reason) => drop(failed.get_or_insert(reason)),
             }
             all.extend(shown);
         }
         let counts = JudgeScore::of(all.iter().map(judged)).confusion;
-        let outcome = match (counts.n(), failure) {
-            (0, None) => Outcome::Unparsed,
-            (0, Some(reason)) => Outcome::Failed(reason),
-            (n, failure) => {
-                if let Some(reason) = failure {
+        let outcome = match (counts.n(), failed, refused) {
+            // What came by chance of a server's troubles is no choice of samples: the feature is to be asked about again.
+            (_, Some(reason), _) | (0, None, Some(reason)) => Outcome::Failed(reason),
+            (0, None, None) => Outcome::Unparsed,
+            (n, None, refused) => {
+                if let Some(reason) = refused {
                     tracing::warn!("{key}: some samples have no verdict: {reason}");
                 }
                 Outcome::Answered(format!("{} of {n} right", counts.true_positive + counts.true_negative))

@@ -5,12 +5,12 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use act_cache::Cache;
-use anyhow::{Context, Result, ensure};
-use image::RgbImage;
-use mm_data::Dataset;
-use stage_kit::{Interrupt, Interrupted, Progress, World, hash_bytes, prefetch};
+use anyhow::{Context, Result};
+use explain_kit::Pictures;
+use sae_types::SampleId;
+use stage_kit::{Interrupt, Interrupted, Progress, World, prefetch};
 use vision_models::ImageEncoder;
 
 /// Images that are embedded, and written, together.
@@ -20,7 +20,8 @@ const BATCH: usize = 64;
 pub(crate) struct Shards<'a> {
     folder: &'a Path,
     world: World,
-    images: usize,
+    /// The sample that shows each image.
+    images: &'a [SampleId],
     width: usize,
 }
 
@@ -37,7 +38,7 @@ pub(crate) fn clear(folder: &Path) -> Result<()> {
 }
 
 impl<'a> Shards<'a> {
-    pub(crate) fn new(folder: &'a Path, world: World, images: usize, width: usize) -> Self {
+    pub(crate) fn new(folder: &'a Path, world: World, images: &'a [SampleId], width: usize) -> Self {
         Self { folder, world, images, width }
     }
 
@@ -46,7 +47,7 @@ impl<'a> Shards<'a> {
     }
 
     fn share(&self, rank: usize) -> Range<usize> {
-        let at = |rank: usize| rank * self.images / self.world.size;
+        let at = |rank: usize| rank * self.images.len() / self.world.size;
         at(rank)..at(rank + 1)
     }
 
@@ -54,12 +55,7 @@ impl<'a> Shards<'a> {
     ///
     /// # Errors
     /// When an image cannot be read, or is not the one the cache was made of; when a signal came.
-    pub(crate) fn embed(
-        &self,
-        encoder: &ImageEncoder,
-        dataset: Dataset,
-        cache: &'static Cache,
-    ) -> Result<()> {
+    pub(crate) fn embed(&self, encoder: &ImageEncoder, pictures: Pictures) -> Result<()> {
         let interrupt = Interrupt::defer();
         let path = self.path(self.world.rank);
         let failed = || format!("cannot write {}", path.display());
@@ -72,13 +68,12 @@ impl<'a> Shards<'a> {
         file.set_len(done * row).with_context(failed)?;
         let progress = Progress::new("embedding", "images", Some(share.len() as u64));
         progress.skip(done);
-        let batches: Vec<Range<usize>> = (share.start + done as usize..share.end)
-            .step_by(BATCH)
-            .map(|start| start..share.end.min(start + BATCH))
-            .collect();
+        let left = &self.images[share.start + done as usize..share.end];
+        let batches: Vec<Vec<SampleId>> = left.chunks(BATCH).map(<[SampleId]>::to_vec).collect();
         let ahead = NonZeroUsize::MIN;
+        let picture = move |sample: SampleId| pictures.get(sample).map(Arc::unwrap_or_clone);
         let pictures = prefetch(batches.into_iter(), ahead, move |batch| {
-            batch.map(|sample| picture(&dataset, cache, sample)).collect::<Result<Vec<_>>>()
+            batch.into_iter().map(&picture).collect::<Result<Vec<_>, _>>()
         });
         for pictures in pictures {
             let pictures = pictures?;
@@ -100,7 +95,7 @@ impl<'a> Shards<'a> {
     /// # Errors
     /// When a file cannot be read.
     pub(crate) fn read(&self) -> Result<Option<Vec<f32>>> {
-        let mut values = Vec::with_capacity(self.images * self.width);
+        let mut values = Vec::with_capacity(self.images.len() * self.width);
         for rank in 0..self.world.size {
             let path = self.path(rank);
             let wanted = self.share(rank).len() * self.width * 4;
@@ -113,19 +108,4 @@ impl<'a> Shards<'a> {
         }
         Ok(Some(values))
     }
-}
-
-fn picture(dataset: &Dataset, cache: &Cache, sample: usize) -> Result<RgbImage> {
-    let load = || {
-        ensure!(sample < dataset.len(), "the data set has only {} records", dataset.len());
-        let record = dataset.get(sample)?;
-        let image = record.images.first().context("the record has no image")?;
-        let then = cache.samples()[sample].image_sha256.as_deref();
-        ensure!(
-            then.is_none_or(|then| then == hash_bytes(&image.bytes)),
-            "the record shows another image than when the cache was made"
-        );
-        Ok(lmm_prep::decode_image_upright(&image.bytes)?)
-    };
-    load().with_context(|| format!("sample {sample}"))
 }

@@ -18,7 +18,7 @@ use crate::error::Trying;
 #[derive(Debug)]
 pub struct Pictures {
     cache: &'static Cache,
-    dataset: Dataset,
+    dataset: Arc<Dataset>,
     fit: Fit,
     /// Bytes of each of the two generations.
     budget: usize,
@@ -35,8 +35,8 @@ struct Kept {
 
 impl Pictures {
     /// Pictures in a size, of which `bytes` are kept for when they are asked for again.
-    pub fn new(cache: &'static Cache, dataset: Dataset, fit: Fit, bytes: usize) -> Self {
-        Self { cache, dataset, fit, budget: bytes / 2, kept: Mutex::default() }
+    pub fn new(cache: &'static Cache, dataset: impl Into<Arc<Dataset>>, fit: Fit, bytes: usize) -> Self {
+        Self { cache, dataset: dataset.into(), fit, budget: bytes / 2, kept: Mutex::default() }
     }
 
     /// The first image of a sample, upright as the model saw it, in the size it is shown in.

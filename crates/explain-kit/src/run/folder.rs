@@ -23,6 +23,10 @@ pub struct Stage {
     pub name: &'static str,
     /// Of the files written from it, one per hook point, behind the hook point's name; `None` where it is one file, `NAME.json`.
     pub suffix: Option<&'static str>,
+    /// What else is written from the ledger, by name: `iou.html`.
+    pub extra: &'static [&'static str],
+    /// Whether pictures are kept, in a folder per hook point within [`IMAGES`].
+    pub keeps_images: bool,
     /// The flag that names the folder: `--explanation-dir`.
     pub flag: &'static str,
 }
@@ -40,9 +44,10 @@ impl Stage {
         folder: &Path,
         hooks: impl Iterator<Item = &'h HookPoint>,
     ) -> Vec<PathBuf> {
+        let extra = self.extra.iter().map(|name| folder.join(name));
         match self.suffix {
-            Some(_) => hooks.map(|hook| self.written_of(folder, hook)).collect(),
-            None => vec![folder.join(format!("{}.json", self.name))],
+            Some(_) => hooks.map(|hook| self.written_of(folder, hook)).chain(extra).collect(),
+            None => std::iter::once(folder.join(format!("{}.json", self.name))).chain(extra).collect(),
         }
     }
 
@@ -134,15 +139,23 @@ impl<R: Entry> Folder<R> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is recorded of a feature that needs nothing more.
+    ///
+    /// # Errors
+    /// When a ledger cannot be read.
+    pub fn done(&self, key: &FeatureKey) -> Result<Option<R>, ExplainKitError> {
+        let counts = |record: &R| self.texts.counts(record);
+        let own = self.ledger().get(key)?.filter(counts);
+        let record = best_of(self.others.get(key, &counts)?, own);
+        Ok(record.filter(|record| !(self.retry_failed && record.is_failed())))
+    }
+
     /// Whether a feature needs nothing more.
     ///
     /// # Errors
     /// When a ledger cannot be read.
     pub fn is_done(&self, key: &FeatureKey) -> Result<bool, ExplainKitError> {
-        let counts = |record: &R| self.texts.counts(record);
-        let own = self.ledger().get(key)?.filter(counts);
-        let record = best_of(self.others.get(key, &counts)?, own);
-        Ok(record.is_some_and(|record| !(self.retry_failed && record.is_failed())))
+        Ok(self.done(key)?.is_some())
     }
 
     /// Records what became of a feature, and the text it was asked about.

@@ -3,25 +3,16 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use act_cache::{
-    BaseTile, CacheDescription, CacheWriter, DatasetSource, HookDescription, SampleCodes, SampleRecord,
-    WriterOptions,
-};
-use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
-use mm_data::{Dataset, EncodedImage, Field, ImageColumn, MaskAnnotation, ParquetWriter, Sample};
+use image::{GrayImage, ImageFormat, Luma, RgbImage};
+use mm_data::{EncodedImage, Field, ImageColumn, MaskAnnotation, ParquetWriter, Sample};
 use pipeline_tests::Scratch;
-use sae_types::{FeatureId, HookPoint, SampleId, SparseCodes};
+use pipeline_tests::caches::{GRID, PATCH, painted, patch_at, write_cache};
 use serde_json::Value;
-use stage_kit::hash_bytes;
 
-/// Rows and columns of patches, and the pixels of one.
-const GRID: (u32, u32) = (3, 5);
-const PATCH: u32 = 8;
-const SAMPLES: u32 = 12;
+pub(crate) const SAMPLES: u32 = 12;
 /// Each is the colour of one patch, another in each sample.
 const COLOURS: [(&str, [u8; 3]); 3] =
     [("vermilion", [227, 66, 52]), ("teal", [0, 128, 128]), ("olive", [128, 128, 0])];
-const GROUND: [u8; 3] = [200, 200, 200];
 
 /// Where a colour is: patches of different colours lie three apart.
 fn patch(colour: u32, sample: u32) -> u32 {
@@ -39,20 +30,10 @@ fn on(feature: u32, sample: u32) -> Vec<u32> {
     }
 }
 
-fn corner(patch: u32) -> (u32, u32) {
-    (patch % GRID.1 * PATCH, patch / GRID.1 * PATCH)
-}
-
-fn picture(sample: u32) -> RgbImage {
-    let mut picture = RgbImage::from_pixel(GRID.1 * PATCH, GRID.0 * PATCH, Rgb(GROUND));
-    for (colour, (_, rgb)) in (0..).zip(COLOURS) {
-        let (left, top) = corner(patch(colour, sample));
-        for (x, y) in (top..top + PATCH).flat_map(|y| (left..left + PATCH).map(move |x| (x, y))) {
-            picture.put_pixel(x, y, Rgb(rgb));
-        }
-    }
-    picture.put_pixel(0, 0, Rgb([sample as u8, 1, 2]));
-    picture
+pub(crate) fn picture(sample: u32) -> RgbImage {
+    painted(sample, |at| {
+        (0..3).find(|&colour| patch(colour, sample) == at).map(|colour| COLOURS[colour as usize].1)
+    })
 }
 
 fn png(save: impl FnOnce(&mut Cursor<Vec<u8>>)) -> Vec<u8> {
@@ -61,11 +42,10 @@ fn png(save: impl FnOnce(&mut Cursor<Vec<u8>>)) -> Vec<u8> {
     bytes.into_inner()
 }
 
-fn sample(number: u32) -> Sample {
+pub(crate) fn sample(number: u32) -> Sample {
     let mask = |colour: u32| {
-        let (left, top) = corner(patch(colour, number));
         let mask = GrayImage::from_fn(GRID.1 * PATCH, GRID.0 * PATCH, |x, y| {
-            Luma([if (left..left + PATCH).contains(&x) && (top..top + PATCH).contains(&y) { 255 } else { 0 }])
+            Luma([if patch_at(x, y) == patch(colour, number) { 255 } else { 0 }])
         });
         let labels = vec![COLOURS[colour as usize].0.to_owned(), "patch".to_owned()];
         MaskAnnotation { labels, png: png(|bytes| mask.write_to(bytes, ImageFormat::Png).unwrap()) }
@@ -76,64 +56,44 @@ fn sample(number: u32) -> Sample {
 }
 
 /// A data set with masks in `data`, its cache in `cache`, and what is said of its features in `explained`.
-fn scratch(explanations: &[(u32, &str)]) -> Scratch {
+pub(crate) fn scratch(explanations: &[(u32, &str)]) -> Scratch {
     let scratch = Scratch::new();
+    write_data(&scratch, (0..SAMPLES).map(sample));
+    write_cache(&scratch.path(""), 4, 3, strengths);
+    explain(&scratch, explanations);
+    scratch
+}
+
+pub(crate) fn write_data(scratch: &Scratch, samples: impl Iterator<Item = Sample>) {
     let data = scratch.path("data");
-    std::fs::create_dir(&data).unwrap();
+    std::fs::create_dir_all(&data).unwrap();
     let file = data.join("train-00000-of-00001.parquet");
     let mut writer =
         ParquetWriter::with_fields(&file, ImageColumn::Single, &[Field::Images, Field::Masks]).unwrap();
-    (0..SAMPLES).for_each(|number| writer.push(sample(number)).unwrap());
+    samples.for_each(|sample| writer.push(sample).unwrap());
     writer.finish().unwrap();
-    let dataset = Dataset::open(&data, None).unwrap();
-    let source = DatasetSource {
-        name: "data".into(),
-        fingerprint: dataset.fingerprint().to_owned(),
-        n_samples: u64::from(SAMPLES),
-        ..DatasetSource::default()
-    };
-    let mut description =
-        CacheDescription { model: "m".into(), dataset: source, ..CacheDescription::default() };
-    let hook = HookPoint::layer(1);
-    description.hooks.insert(hook.clone(), HookDescription { width: 4, k: 3, ..HookDescription::default() });
-    let (rows, cols) = GRID;
-    description.token_layout.base = Some(BaseTile { start: 1, rows, cols });
-    let options = WriterOptions { n_splits: 2, ..WriterOptions::default() };
-    let mut writer = CacheWriter::create(&scratch.path("cache"), description, options).unwrap();
-    for number in 0..SAMPLES {
-        let mut codes = SparseCodes::new(4);
-        for at in 0..rows * cols {
-            let value = 1.0 + number as f32 / 8.0;
-            let row = (0..3).filter(|&feature| on(feature, number).contains(&at));
-            codes.push_row(row.map(|feature| (FeatureId(feature), value))).unwrap();
-        }
-        let bytes = dataset.get(number as usize).unwrap().images[0].bytes.clone();
-        let record = SampleRecord {
-            sample: SampleId(number),
-            n_tokens: 1 + rows * cols,
-            width: cols * PATCH,
-            height: rows * PATCH,
-            image_sha256: Some(hash_bytes(&bytes)),
-            ..SampleRecord::default()
-        };
-        let tokens: Vec<u32> = (1..=rows * cols).collect();
-        writer.push(&record, &[SampleCodes { hook: &hook, tokens: &tokens, codes: &codes }]).unwrap();
-    }
-    writer.finish().unwrap();
+}
+
+/// What is on in a patch of a sample, the later the sample the stronger.
+pub(crate) fn strengths(number: u32, at: u32) -> Vec<(u32, f32)> {
+    let features = (0..3).filter(|&feature| on(feature, number).contains(&at));
+    features.map(|feature| (feature, 1.0 + number as f32 / 8.0)).collect()
+}
+
+pub(crate) fn explain(scratch: &Scratch, explanations: &[(u32, &str)]) {
     let lines: Vec<Value> = explanations
         .iter()
         .map(|(feature, text)| serde_json::json!({ format!("model.layers.1_feature{feature}"): text }))
         .collect();
-    std::fs::create_dir(scratch.path("explained")).unwrap();
+    std::fs::create_dir_all(scratch.path("explained")).unwrap();
     std::fs::write(scratch.path("explained/model_layers_1.json"), Value::from(lines).to_string()).unwrap();
-    scratch
 }
 
-const SAID: [(u32, &str); 3] = [(0, "vermilion"), (1, "Teal."), (2, "olive")];
-const IOU: &str =
+pub(crate) const SAID: [(u32, &str); 3] = [(0, "vermilion"), (1, "Teal."), (2, "olive")];
+pub(crate) const IOU: &str =
     "iou --explanations explained --cache cache --dataset data --masks annotations --save-dir iou";
 
-fn means(summary: &Value, key: &str) -> Vec<Option<f64>> {
+pub(crate) fn means(summary: &Value, key: &str) -> Vec<Option<f64>> {
     summary["features"].as_array().unwrap().iter().map(|feature| feature[key].as_f64()).collect()
 }
 
@@ -203,7 +163,7 @@ fn workers_share_the_features() {
 }
 
 /// A small random model that parity is tested with.
-fn fixture(name: &str) -> String {
+pub(crate) fn fixture(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../parity/fixtures").join(name);
     path.canonicalize().unwrap().display().to_string()
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use pipeline_tests::caches::PATCH;
 use pipeline_tests::chat::{Reply, Server, shown};
 use serde_json::json;
 
 use super::{
-    FEATURES, PATCH, State, asked_about, flags, of_features, perfect, picture, records, score, scratch, seen,
-    state, truth,
+    FEATURES, State, asked_about, flags, of_features, perfect, picture, records, score, scratch, seen, state,
+    truth,
 };
 
 const ALL: usize = FEATURES as usize;
@@ -228,7 +229,7 @@ fn permuted_explanations_are_worth_a_guess_to_a_perfect_judge() {
     assert_eq!(server.count(), 40 * ALL);
     let table = &printed["balanced_accuracy"];
     let baseline = &table["total"]["baselines"][0];
-    assert_eq!((&table["baselines"], &printed["permuted_same_text"]), (&json!(["permuted"]), &json!(0)));
+    assert_eq!((&table["baselines"], &printed["without_other_text"]), (&json!(["permuted"]), &json!(0)));
     assert_eq!(table["total"]["score"]["mean"], 1.0);
     let mean = baseline["score"]["mean"].as_f64().unwrap();
     assert!((mean - 0.5).abs() < 0.15, "{printed}");

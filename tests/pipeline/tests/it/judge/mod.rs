@@ -1,25 +1,18 @@
 //! `sae-score detection` and `fuzz` against judges on loopback that answer by a known rule, so that every score is known.
 
 mod images;
+mod imperfect;
 mod runs;
 mod text;
 
-use act_cache::{
-    BaseTile, CacheDescription, CacheWriter, DatasetSource, HookDescription, SampleCodes, SampleRecord,
-    WriterOptions,
-};
 use explain::{FeatureKey, Outcome, Record, Shown};
-use image::{ImageFormat, Rgb, RgbImage};
-use mm_data::Dataset;
+use image::{ImageFormat, RgbImage};
 use pipeline_tests::Scratch;
+use pipeline_tests::caches::{GRID, painted, write_cache};
 use pipeline_tests::chat::{Reply, shown};
-use sae_types::{FeatureId, HookPoint, SampleId, SparseCodes};
+use sae_types::{FeatureId, HookPoint, SampleId};
 use serde_json::Value;
-use stage_kit::hash_bytes;
 
-/// Rows and columns of patches, and the pixels of one: every patch is whole.
-const GRID: (u32, u32) = (3, 5);
-const PATCH: u32 = 8;
 const SAMPLES: u32 = 96;
 /// Features with an explanation. Each comes with a wider one, `+ FEATURES`, which is also on in samples without it.
 const FEATURES: u32 = 6;
@@ -32,9 +25,8 @@ const COLOURS: [(&str, [u8; 3]); FEATURES as usize] = [
     ("salmon", [250, 128, 114]),
     ("khaki", [240, 230, 140]),
 ];
-/// What the wider features alone are on on, and everything else.
+/// What the wider features alone are on on.
 const NEAR: [u8; 3] = [90, 90, 90];
-const GROUND: [u8; 3] = [200, 200, 200];
 /// Samples that the explainer was shown of each feature: the strongest.
 const SEEN: usize = 3;
 
@@ -69,23 +61,20 @@ fn patch(feature: u32, sample: u32) -> u32 {
     (2 * feature + sample) % (GRID.0 * GRID.1)
 }
 
+/// The feature whose patch it is.
+fn feature_at(at: u32, sample: u32) -> Option<u32> {
+    (0..FEATURES).find(|&feature| patch(feature, sample) == at)
+}
+
 fn picture(sample: u32) -> RgbImage {
-    let mut picture = RgbImage::from_pixel(GRID.1 * PATCH, GRID.0 * PATCH, Rgb(GROUND));
-    for feature in 0..FEATURES {
-        let colour = match state(feature, sample) {
-            State::On => COLOURS[feature as usize].1,
-            State::Near => NEAR,
-            State::Off => continue,
-        };
-        let patch = patch(feature, sample);
-        let (left, top) = (patch % GRID.1 * PATCH, patch / GRID.1 * PATCH);
-        for (x, y) in (top..top + PATCH).flat_map(|y| (left..left + PATCH).map(move |x| (x, y))) {
-            picture.put_pixel(x, y, Rgb(colour));
+    painted(sample, |at| {
+        let feature = feature_at(at, sample)?;
+        match state(feature, sample) {
+            State::On => Some(COLOURS[feature as usize].1),
+            State::Near => Some(NEAR),
+            State::Off => None,
         }
-    }
-    // No two pictures are the same.
-    picture.put_pixel(0, 0, Rgb([sample as u8, 1, 2]));
-    picture
+    })
 }
 
 /// A cache of pictures in `cache`, the pictures in `data`, explanations in `explained`.
@@ -96,50 +85,15 @@ fn scratch() -> Scratch {
     for sample in 0..SAMPLES {
         picture(sample).save_with_format(data.join(format!("{sample:03}.png")), ImageFormat::Png).unwrap();
     }
-    let dataset = Dataset::open(&data, None).unwrap();
-    let source = DatasetSource {
-        name: "data".into(),
-        fingerprint: dataset.fingerprint().to_owned(),
-        n_samples: u64::from(SAMPLES),
-        ..DatasetSource::default()
-    };
-    let mut description =
-        CacheDescription { model: "m".into(), dataset: source, ..CacheDescription::default() };
-    let hook = HookPoint::layer(1);
-    let width = 2 * FEATURES as usize + 1;
-    let about = HookDescription { width, k: 2, ..HookDescription::default() };
-    description.hooks.insert(hook.clone(), about);
-    let (rows, cols) = GRID;
-    description.token_layout.base = Some(BaseTile { start: 1, rows, cols });
-    let options = WriterOptions { n_splits: 2, ..WriterOptions::default() };
-    let mut writer = CacheWriter::create(&scratch.path("cache"), description, options).unwrap();
-    for sample in 0..SAMPLES {
-        let mut codes = SparseCodes::new(width);
-        for at in 0..rows * cols {
-            let mut row = Vec::new();
-            for feature in (0..FEATURES).filter(|&feature| patch(feature, sample) == at) {
-                let value = 1.0 + sample as f32 / 64.0;
-                match state(feature, sample) {
-                    State::On => row.extend([(feature, value), (feature + FEATURES, value)]),
-                    State::Near => row.push((feature + FEATURES, value)),
-                    State::Off => {}
-                }
-            }
-            codes.push_row(row.into_iter().map(|(feature, value)| (FeatureId(feature), value))).unwrap();
+    write_cache(&scratch.path(""), 2 * FEATURES as usize + 1, 2, |sample, at| {
+        let Some(feature) = feature_at(at, sample) else { return Vec::new() };
+        let value = 1.0 + sample as f32 / 64.0;
+        match state(feature, sample) {
+            State::On => vec![(feature, value), (feature + FEATURES, value)],
+            State::Near => vec![(feature + FEATURES, value)],
+            State::Off => Vec::new(),
         }
-        let bytes = dataset.get(sample as usize).unwrap().images[0].bytes.clone();
-        let record = SampleRecord {
-            sample: SampleId(sample),
-            n_tokens: 1 + rows * cols,
-            width: cols * PATCH,
-            height: rows * PATCH,
-            image_sha256: Some(hash_bytes(&bytes)),
-            ..SampleRecord::default()
-        };
-        let tokens: Vec<u32> = (1..=rows * cols).collect();
-        writer.push(&record, &[SampleCodes { hook: &hook, tokens: &tokens, codes: &codes }]).unwrap();
-    }
-    writer.finish().unwrap();
+    });
     let explained = (0..FEATURES).map(|feature| {
         let text = COLOURS[feature as usize].0.to_owned();
         (feature, Outcome::Answered(text), seen(feature))
