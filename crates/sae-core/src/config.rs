@@ -134,9 +134,9 @@ impl SaeConfig {
             .map_err(|source| SaeError::ConfigFile { path: path.to_owned(), source: Box::new(source) })
     }
 
-    /// Of a plain autoencoder, the keys that both msae (which refuses unknown ones) and today's sparsify (which defaults
+    /// As [`Sae::save`](crate::Sae::save) writes it into `cfg.json`. Of a plain autoencoder, the keys that both msae (which refuses unknown ones) and today's sparsify (which defaults
     /// absent ones) accept.
-    pub(crate) fn to_json(&self) -> Vec<u8> {
+    pub fn to_json(&self) -> Vec<u8> {
         let (activation, threshold) = match self.activation {
             Activation::TopK => (None, None),
             Activation::BatchTopK { threshold } => (Some(BATCH_TOPK), Some(f64::from(threshold))),

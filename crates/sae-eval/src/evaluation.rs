@@ -3,7 +3,7 @@
 use std::fmt;
 
 use sae_core::metrics::{DecoderCosines, Firing};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::evaluator::Kinds;
 use crate::head::Sums;
@@ -21,7 +21,7 @@ const BINS_PER_DECADE: i32 = 2;
 
 /// What was measured of one autoencoder; the crate's documentation has the formulas. `None` is what does not exist: a mean over
 /// nothing, a share of no variance.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct Evaluation {
     /// What the caller called it.
@@ -77,7 +77,7 @@ pub struct Evaluation {
 }
 
 /// Latents by `log10` of the share of tokens they fire on.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct FrequencyHistogram {
     /// Ends of the bins, rising; the first bin also takes what lies below.

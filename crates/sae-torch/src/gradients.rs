@@ -50,6 +50,8 @@ pub fn accumulate_gradients(
         let _ = decoder_weight.g_add_(&bags.gather_into_rows(&upstream, bags.values(), num_latents));
         let rows = bags.modulo(n);
         let _ = encoder_weight.g_add_(&rows.gather_into_rows(input, &d_pre, num_latents));
-        let _ = encoder_bias.scatter_add_(0, bags.indices(), &d_pre);
+        // By the same kernel, which sums in order: `scatter_add_` on CUDA does not, and ranks are to find the same bits.
+        let ones = Tensor::ones([n as i64, 1], (d_pre.kind(), d_pre.device()));
+        let _ = encoder_bias.g_add_(&rows.gather_into_rows(&ones, &d_pre, num_latents).squeeze_dim(1));
     });
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use collectives::CollectiveError;
 use sae_core::SaeError;
 
 /// What can go wrong in training.
@@ -116,5 +117,26 @@ pub enum TrainerError {
         /// libtorch's message.
         #[source]
         source: tch::TchError,
+    },
+    /// A rank that is lost, stuck or does something else; the message names it.
+    #[error("training over several ranks stopped")]
+    Collective {
+        /// The cause.
+        #[source]
+        source: CollectiveError,
+    },
+    /// Ranks that should hold the same parameters and do not.
+    #[error(
+        "ranks {ranks:?} hold other parameters than rank 0, as processors do that round otherwise; use machines of one kind, or exchange gradients instead of codes"
+    )]
+    Replicas {
+        /// All that differ.
+        ranks: Vec<usize>,
+    },
+    /// Another rank's rows that it cannot train on, or its part of a file that it cannot write.
+    #[error("rank {rank} failed: see its message")]
+    OtherRank {
+        /// The first such rank.
+        rank: usize,
     },
 }

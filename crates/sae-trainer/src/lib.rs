@@ -50,6 +50,7 @@
 
 mod backend;
 mod config;
+mod distributed;
 mod error;
 mod init;
 mod median;
@@ -65,6 +66,7 @@ mod trainer;
 mod wide;
 
 pub use config::{BiasInit, Optimizer, Schedule, Selection, TrainerConfig};
+pub use distributed::{Distribution, DistributionKind, Exchange, StepTraffic};
 pub use error::TrainerError;
 pub use median::geometric_median;
 pub use memory::MemoryEstimate;

@@ -23,6 +23,7 @@ use std::ops::Range;
 
 use crate::backend::Backend;
 use crate::config::{Selection, TrainerConfig};
+use crate::distributed::{Failure, Share};
 
 /// Latents of the Multi-TopK term, as a multiple of k, and the weight of its FVU.
 const MULTI: usize = 4;
@@ -98,8 +99,8 @@ pub(crate) struct Losses {
     pub(crate) auxk: Option<f64>,
     /// How many of the k codes are on, in all rows together.
     pub(crate) codes: usize,
-    /// The smallest activation among them, of each part that has any.
-    pub(crate) smallest: Vec<f32>,
+    /// The smallest activation among them, of each part; none where a part has no codes.
+    pub(crate) smallest: Vec<Option<f32>>,
 }
 
 impl Losses {
@@ -118,16 +119,17 @@ impl Losses {
 /// Adds the gradients of the loss's terms for the rows of `batch` to those of `backend`.
 ///
 /// # Errors
-/// A pre-activation that is not finite.
+/// A pre-activation that is not finite, or a rank that does not take part.
 pub(crate) fn forward_backward<B: Backend>(
     backend: &mut B,
+    share: &Share<'_>,
     objective: &Objective,
     batch: &Batch<B::Rows>,
-) -> Result<Losses, f64> {
+) -> Result<Losses, Failure> {
     let Objective { chain, variance, scale, .. } = objective;
     let (x, y, weights) = (&batch.x, batch.targets(), batch.weights.as_ref());
     let groups = chain.prefixes.len();
-    let sets = backend.encode(x, chain)?;
+    let sets = share.encode(backend, x, chain)?;
     let fired = backend.note_fired(&sets[..groups]);
 
     let mut decoded = backend.start(x);
@@ -135,7 +137,7 @@ pub(crate) fn forward_backward<B: Backend>(
     let mut upstream = Vec::with_capacity(sets.len());
     let mut error_of_k = None;
     for (set, codes) in sets.iter().enumerate() {
-        backend.add_decoded(codes, &mut decoded);
+        share.add_decoded(backend, codes, &mut decoded)?;
         let (error, squares) = backend.error(&decoded, y, weights);
         fractions.push(squares / variance);
         let weight = if set < groups { 1.0 / groups as f64 } else { MULTI_WEIGHT };
@@ -161,20 +163,20 @@ pub(crate) fn forward_backward<B: Backend>(
         matryoshka_fvu: objective.matryoshka.then_some(prefixes_mean),
         auxk: None,
         codes: fired.codes,
-        smallest: fired.smallest.into_iter().collect(),
+        smallest: vec![fired.smallest],
     };
     if let Some(error) = error_of_k {
         // error = x̂ - y, so the residual's reconstruction less the residual is their sum.
         let wanted = (objective.d_in / 2).max(1);
-        let share = (objective.dead as f64 / wanted as f64).min(1.0);
-        let codes = backend.encode_dead(x, wanted.min(objective.dead))?;
+        let part = (objective.dead as f64 / wanted as f64).min(1.0);
+        let codes = share.encode_dead(backend, x, wanted.min(objective.dead))?;
         let mut left = error;
-        backend.add_decoded(&codes, &mut left);
+        share.add_decoded(backend, &codes, &mut left)?;
         let squares = backend.squares(&left, weights);
-        let factor = 2.0 * objective.auxk_alpha * share * scale / variance;
+        let factor = 2.0 * objective.auxk_alpha * part * scale / variance;
         let upstream = backend.scaled(&left, weights, factor);
         backend.accumulate(x, &[codes], &[upstream]);
-        let auxk = share * squares / variance;
+        let auxk = part * squares / variance;
         losses.loss += objective.auxk_alpha * auxk;
         losses.auxk = Some(auxk);
     }
@@ -328,7 +330,7 @@ mod tests {
             auxk_alpha: config.auxk_alpha,
             d_in: config.d_in,
             dead: toy.dead.len(),
-            variance: backend.variance(batch.targets(), batch.weights.as_ref()),
+            variance: Share::Alone.variance(backend, batch.targets(), batch.weights.as_ref()).unwrap(),
             scale: 0.25,
         };
         let mut losses = Losses::default();
@@ -336,9 +338,10 @@ mod tests {
             let n = ROWS as usize;
             for start in (0..n).step_by(n.div_ceil(parts)) {
                 let rows = start..(start + n.div_ceil(parts)).min(n);
-                losses.add(&forward_backward(backend, &objective, &batch.part::<B>(&rows)).unwrap());
+                let part = batch.part::<B>(&rows);
+                losses.add(&forward_backward(backend, &Share::Alone, &objective, &part).unwrap());
             }
-            backend.finish_gradients();
+            Share::Alone.finish_gradients(backend).unwrap();
         });
         (losses, backend.gradients().unwrap())
     }
@@ -450,7 +453,7 @@ mod tests {
         let mut cpu = Cpu::new(config, tensors.clone());
         kill(&mut cpu, &toy.dead);
         let batch = batch(&cpu, toy, config);
-        let variance = cpu.variance(&batch.x, None);
+        let variance = Share::Alone.variance(&cpu, &batch.x, None).unwrap();
         let mut decoded = cpu.start(&batch.x);
         for codes in cpu.encode(&batch.x, &Chain::new(config)).unwrap() {
             cpu.add_decoded(&codes, &mut decoded);

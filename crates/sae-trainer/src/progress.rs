@@ -15,11 +15,12 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Counts a batch of `rows` rows whose parts kept activations down to `smallest`.
-    pub(crate) fn count(&mut self, rows: u64, smallest: &[f32], stepped: bool) {
+    pub(crate) fn count(&mut self, rows: u64, smallest: &[Option<f32>], stepped: bool) {
         self.tokens += rows;
         self.pending += 1;
-        self.threshold.waiting_sum += smallest.iter().copied().map(f64::from).sum::<f64>();
-        self.threshold.waiting += smallest.len() as u64;
+        let smallest = || smallest.iter().flatten();
+        self.threshold.waiting_sum += smallest().copied().map(f64::from).sum::<f64>();
+        self.threshold.waiting += smallest().count() as u64;
         if stepped {
             self.pending = 0;
             self.optimizer_steps += 1;
@@ -86,16 +87,16 @@ mod tests {
     fn the_threshold_follows_the_last_batches() {
         let mut progress = Progress::default();
         assert_eq!(progress.threshold.value(), None);
-        progress.count(5, &[4.0], true);
+        progress.count(5, &[Some(4.0)], true);
         assert_eq!(progress.threshold.value(), Some(4.0));
         // Two batches of one step count as their mean, and only when the step is taken.
-        progress.count(5, &[1.0], false);
+        progress.count(5, &[Some(1.0)], false);
         assert_eq!((progress.threshold.value(), progress.pending), (Some(4.0), 1));
-        progress.count(5, &[3.0], true);
+        progress.count(5, &[Some(3.0)], true);
         let decay = 2.0 / 11.0;
         assert_eq!(progress.threshold.value(), Some(decay * 4.0 + (1.0 - decay) * 2.0));
         for _ in 0..300 {
-            progress.count(5, &[1.0], true);
+            progress.count(5, &[Some(1.0)], true);
         }
         assert!((progress.threshold.value().unwrap() - 1.0).abs() < 1e-6);
         assert_eq!((progress.optimizer_steps, progress.tokens, progress.pending), (302, 303 * 5, 0));

@@ -45,14 +45,19 @@ impl Checked {
     /// When an activation is NaN or infinite, or a weight no positive number.
     ///
     /// # Panics
-    /// When shapes disagree, or targets are missing or too many.
+    /// When shapes disagree, there are fewer than `least` rows, or targets are missing or too many.
     #[track_caller]
-    pub(crate) fn new(rows: &Rows<'_>, config: &TrainerConfig, device: Device) -> Result<Self, TrainerError> {
+    pub(crate) fn new(
+        rows: &Rows<'_>,
+        config: &TrainerConfig,
+        device: Device,
+        least: i64,
+    ) -> Result<Self, TrainerError> {
         let take = |what: &str, tensor: &Tensor| {
             let size = tensor.size();
             assert!(
-                matches!(size[..], [n, d_in] if n > 0 && d_in == config.d_in as i64),
-                "{what} are {size:?}, expected [n, {}] with at least one row",
+                matches!(size[..], [n, d_in] if n >= least && d_in == config.d_in as i64),
+                "{what} are {size:?}, expected [n, {}], n at least {least}",
                 config.d_in
             );
             no_grad(|| tensor.detach().to_device(device).to_kind(Kind::Float).contiguous())

@@ -8,10 +8,11 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::TrainerError;
@@ -41,12 +42,27 @@ pub(crate) enum ArrayMut<'a> {
 }
 
 impl Array<'_> {
-    fn dtype(&self) -> Dtype {
+    pub(crate) fn dtype(&self) -> Dtype {
         match self {
             Self::F32(_) => Dtype::F32,
             Self::U8(_) => Dtype::U8,
             Self::I64(_) => Dtype::I64,
             Self::Tensor(tensor) => dtype_of(tensor),
+        }
+    }
+
+    /// Its numbers, row-major.
+    pub(crate) fn bytes(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::F32(numbers) => Cow::Borrowed(bytemuck::cast_slice(numbers)),
+            Self::U8(numbers) => Cow::Borrowed(numbers),
+            Self::I64(numbers) => Cow::Borrowed(bytemuck::cast_slice(numbers)),
+            Self::Tensor(tensor) => {
+                let tensor = tensor.to_device(Device::Cpu).contiguous();
+                let mut bytes = vec![0; tensor.numel() * self.dtype().bitsize() / 8];
+                tensor.copy_data_u8(&mut bytes, tensor.numel());
+                Cow::Owned(bytes)
+            }
         }
     }
 }
@@ -61,14 +77,16 @@ impl ArrayMut<'_> {
         }
     }
 
-    /// Takes over `bytes`, which are as many as it has.
+    /// Takes over the first of `bytes`, as many as it has.
     fn copy_from(self, bytes: &[u8]) {
+        let into = |to: &mut [u8]| to.copy_from_slice(&bytes[..to.len()]);
         match self {
-            Self::F32(numbers) => bytemuck::cast_slice_mut::<f32, u8>(numbers).copy_from_slice(bytes),
-            Self::U8(numbers) => numbers.copy_from_slice(bytes),
-            Self::I64(numbers) => bytemuck::cast_slice_mut::<i64, u8>(numbers).copy_from_slice(bytes),
+            Self::F32(numbers) => into(bytemuck::cast_slice_mut(numbers)),
+            Self::U8(numbers) => into(numbers),
+            Self::I64(numbers) => into(bytemuck::cast_slice_mut(numbers)),
             Self::Tensor(tensor) => {
-                let read = Tensor::from_data_size(bytes, &tensor.size(), tensor.kind());
+                let len = tensor.numel() * dtype_of(tensor).bitsize() / 8;
+                let read = Tensor::from_data_size(&bytes[..len], &tensor.size(), tensor.kind());
                 tch::no_grad(|| tensor.copy_(&read));
             }
         }
@@ -84,92 +102,28 @@ fn dtype_of(tensor: &Tensor) -> Dtype {
     }
 }
 
-/// A tensor on its way into a file.
-struct Outgoing<'a> {
-    shape: Vec<usize>,
-    array: Array<'a>,
+/// An array to be read.
+#[derive(Debug)]
+pub(crate) struct Read<'a> {
+    pub(crate) name: String,
+    /// Of the whole tensor.
+    pub(crate) shape: Vec<usize>,
+    /// The first row that is wanted.
+    pub(crate) first_row: usize,
+    pub(crate) array: ArrayMut<'a>,
 }
 
-impl View for Outgoing<'_> {
-    fn dtype(&self) -> Dtype {
-        self.array.dtype()
+/// The header's text, of counters and settings by name.
+pub(crate) fn header(text: BTreeMap<String, String>) -> HashMap<String, String> {
+    let mut lines = format!("{}={}\n", FORMAT.0, FORMAT.1);
+    for (name, value) in text {
+        lines.extend([&name, "=", &value, "\n"]);
     }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        match self.array {
-            Array::F32(numbers) => Cow::Borrowed(bytemuck::cast_slice(numbers)),
-            Array::U8(numbers) => Cow::Borrowed(numbers),
-            Array::I64(numbers) => Cow::Borrowed(bytemuck::cast_slice(numbers)),
-            Array::Tensor(tensor) => {
-                let tensor = tensor.to_device(Device::Cpu).contiguous();
-                let mut bytes = vec![0; self.data_len()];
-                tensor.copy_data_u8(&mut bytes, tensor.numel());
-                Cow::Owned(bytes)
-            }
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.array.dtype().bitsize() / 8
-    }
+    HashMap::from([(TEXT.to_owned(), lines)])
 }
 
-/// A state to be saved.
-pub(crate) struct State<'a> {
-    /// Counters and settings.
-    pub(crate) text: BTreeMap<String, String>,
-    pub(crate) arrays: Vec<(String, Vec<usize>, Array<'a>)>,
-    /// Where an accumulation is not finished.
-    pub(crate) gradients: Option<&'a SparseGradients>,
-}
-
-impl State<'_> {
-    /// Writes the file beside `path`, waits until it is on the disk, and renames it.
-    pub(crate) fn save(self, path: &Path) -> Result<(), TrainerError> {
-        let failed = |source| TrainerError::StateFile { action: "write", path: path.to_owned(), source };
-        let mut tensors: Vec<(String, Outgoing<'_>)> = Vec::new();
-        for (name, shape, array) in self.arrays {
-            tensors.push((name, Outgoing { shape, array }));
-        }
-        if let Some(gradients) = self.gradients {
-            for (name, shape, array) in of_gradients(gradients) {
-                tensors.push((name.to_owned(), Outgoing { shape, array }));
-            }
-        }
-        let mut text = format!("{}={}\n", FORMAT.0, FORMAT.1);
-        for (name, value) in self.text {
-            text.extend([&name, "=", &value, "\n"]);
-        }
-        let header = HashMap::from([(TEXT.to_owned(), text)]);
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let beside = tempfile::Builder::new().prefix(".saving-").tempdir_in(folder).map_err(failed)?;
-        let new = beside.path().join("state");
-        safetensors::serialize_to_file(tensors, Some(header), &new).map_err(|source| {
-            failed(match source {
-                safetensors::SafeTensorError::IoError(source) => source,
-                other => std::io::Error::other(other),
-            })
-        })?;
-        // The library's temporary file is private to its owner; give the state the mode any new file gets.
-        let usual = beside.path().join("usual");
-        File::create(&usual)
-            .and_then(|file| file.metadata())
-            .and_then(|metadata| std::fs::set_permissions(&new, metadata.permissions()))
-            .and_then(|()| File::open(&new)?.sync_all())
-            .and_then(|()| std::fs::rename(&new, path))
-            .and_then(|()| File::open(folder)?.sync_all())
-            .map_err(failed)
-    }
-}
-
-fn of_gradients(gradients: &SparseGradients) -> Vec<(&'static str, Vec<usize>, Array<'_>)> {
+/// Gradients of an unfinished accumulation, as they stand in the file.
+pub(crate) fn of_gradients(gradients: &SparseGradients) -> Vec<(&'static str, Vec<usize>, Array<'_>)> {
     let SparseGradients { latents, encoder_weight, encoder_bias, decoder_weight, decoder_bias, skip_weight } =
         gradients;
     let (n, d_in) = (latents.len(), decoder_bias.len());
@@ -240,69 +194,60 @@ impl StateFile {
         Err(TrainerError::StateSettings { path: self.path.clone(), differences })
     }
 
-    /// The gradients of an unfinished accumulation, checked.
+    /// The gradients of an unfinished accumulation, of the latents `own` of `num_latents`, which are numbered from 0 then; checked.
     pub(crate) fn gradients(
         &self,
         [num_latents, d_in]: [usize; 2],
+        own: Range<usize>,
         skip: bool,
     ) -> Result<SparseGradients, TrainerError> {
         let tensors = self.tensors()?;
         let latents =
             tensors.tensor("gradient.latents").map_err(|error| self.malformed(error.to_string()))?;
         let n = latents.shape().iter().product();
+        let mut all = vec![0_i64; n];
+        self.check(&tensors, "gradient.latents", &[n], Dtype::I64)?;
+        self.read(&tensors, "gradient.latents", 0, ArrayMut::I64(&mut all))?;
+        let rising = all.is_sorted_by(|a, b| a < b);
+        if !rising || !all.iter().all(|&latent| (0..num_latents as i64).contains(&latent)) {
+            return Err(self.malformed("gradient.latents does not ascend below num_latents".to_owned()));
+        }
+        let place = |latent: usize| all.partition_point(|&other| other < latent as i64);
+        let rows = place(own.start)..place(own.end);
+        let count = rows.len();
         let mut gradients = SparseGradients {
-            latents: vec![0; n],
-            encoder_weight: vec![0.0; n * d_in],
-            encoder_bias: vec![0.0; n],
-            decoder_weight: vec![0.0; n * d_in],
+            latents: all[rows.clone()].iter().map(|latent| latent - own.start as i64).collect(),
+            encoder_weight: vec![0.0; count * d_in],
+            encoder_bias: vec![0.0; count],
+            decoder_weight: vec![0.0; count * d_in],
             decoder_bias: vec![0.0; d_in],
             skip_weight: skip.then(|| vec![0.0; d_in * d_in]),
         };
-        let wanted: Vec<_> = of_gradients(&gradients)
-            .into_iter()
-            .map(|(name, shape, array)| (name, shape, array.dtype()))
-            .collect();
-        for (name, shape, dtype) in &wanted {
-            self.check(&tensors, name, shape, *dtype)?;
-        }
         let SparseGradients {
-            latents,
-            encoder_weight,
-            encoder_bias,
-            decoder_weight,
-            decoder_bias,
-            skip_weight,
+            encoder_weight, encoder_bias, decoder_weight, decoder_bias, skip_weight, ..
         } = &mut gradients;
-        let mut into = vec![
-            ArrayMut::I64(latents),
-            ArrayMut::F32(encoder_weight),
-            ArrayMut::F32(encoder_bias),
-            ArrayMut::F32(decoder_weight),
-            ArrayMut::F32(decoder_bias),
+        let mut wanted = vec![
+            ("gradient.encoder.weight", vec![n, d_in], rows.start, encoder_weight),
+            ("gradient.encoder.bias", vec![n], rows.start, encoder_bias),
+            ("gradient.W_dec", vec![n, d_in], rows.start, decoder_weight),
+            ("gradient.b_dec", vec![d_in], 0, decoder_bias),
         ];
-        into.extend(skip_weight.as_deref_mut().map(ArrayMut::F32));
-        for ((name, ..), array) in wanted.iter().zip(into) {
-            self.read(&tensors, name, array)?;
+        wanted.extend(skip_weight.as_mut().map(|skip| ("gradient.W_skip", vec![d_in, d_in], 0, skip)));
+        for (name, shape, first_row, numbers) in wanted {
+            self.check(&tensors, name, &shape, Dtype::F32)?;
+            self.read(&tensors, name, first_row, ArrayMut::F32(numbers))?;
         }
-        let rising = gradients.latents.is_sorted_by(|a, b| a < b);
-        let within = gradients.latents.iter().all(|&latent| (0..num_latents as i64).contains(&latent));
-        if rising && within {
-            return Ok(gradients);
-        }
-        Err(self.malformed("gradient.latents does not ascend below num_latents".to_owned()))
+        Ok(gradients)
     }
 
     /// Checks that every array is there in its shape, and no other but gradients.
-    pub(crate) fn check_arrays(
-        &self,
-        arrays: &[(String, Vec<usize>, ArrayMut<'_>)],
-    ) -> Result<(), TrainerError> {
+    pub(crate) fn check_arrays(&self, arrays: &[Read<'_>]) -> Result<(), TrainerError> {
         let tensors = self.tensors()?;
-        for (name, shape, array) in arrays {
+        for Read { name, shape, array, .. } in arrays {
             self.check(&tensors, name, shape, array.dtype())?;
         }
         let known =
-            |name: &str| arrays.iter().any(|(known, ..)| known == name) || name.starts_with("gradient.");
+            |name: &str| arrays.iter().any(|array| array.name == name) || name.starts_with("gradient.");
         let mut names = tensors.names();
         names.sort_unstable();
         match names.into_iter().find(|name| !known(name)) {
@@ -312,13 +257,10 @@ impl StateFile {
     }
 
     /// Reads every array, after [`StateFile::check_arrays`].
-    pub(crate) fn read_arrays(
-        &self,
-        arrays: Vec<(String, Vec<usize>, ArrayMut<'_>)>,
-    ) -> Result<(), TrainerError> {
+    pub(crate) fn read_arrays(&self, arrays: Vec<Read<'_>>) -> Result<(), TrainerError> {
         let tensors = self.tensors()?;
-        for (name, _, array) in arrays {
-            self.read(&tensors, &name, array)?;
+        for Read { name, first_row, array, .. } in arrays {
+            self.read(&tensors, &name, first_row, array)?;
         }
         Ok(())
     }
@@ -342,9 +284,18 @@ impl StateFile {
         Err(self.malformed(format!("tensor {name} is {got}, expected {dtype:?} {shape:?}")))
     }
 
-    fn read(&self, tensors: &SafeTensors<'_>, name: &str, array: ArrayMut<'_>) -> Result<(), TrainerError> {
+    /// Reads rows of a tensor, from `first_row` on.
+    fn read(
+        &self,
+        tensors: &SafeTensors<'_>,
+        name: &str,
+        first_row: usize,
+        array: ArrayMut<'_>,
+    ) -> Result<(), TrainerError> {
         let tensor = tensors.tensor(name).map_err(|source| self.malformed(source.to_string()))?;
-        array.copy_from(tensor.data());
+        let rows = tensor.shape().first().copied().unwrap_or(1).max(1);
+        let start = first_row * (tensor.data().len() / rows);
+        array.copy_from(&tensor.data()[start..]);
         Ok(())
     }
 }

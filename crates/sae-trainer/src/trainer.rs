@@ -1,10 +1,14 @@
 //! [`Trainer`]: one autoencoder in training.
 
-use sae_core::{Activation, Sae};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use rayon::prelude::*;
+use sae_core::{Activation, Sae, SaeTensors};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::backend::{Backend, Cpu, Rates, Torch};
 use crate::config::Selection;
+use crate::distributed::{Distribution, Failure, Share, gather_rows, numbers};
 use crate::init;
 use crate::normalisation::{Affine, Normalisation};
 use crate::objective::{Batch, Chain, Losses, Objective, forward_backward};
@@ -23,6 +27,13 @@ pub enum Engine {
     Libtorch,
 }
 
+impl Engine {
+    /// The kernels on the CPU, libtorch elsewhere.
+    pub fn usual(device: Device) -> Self {
+        if device == Device::Cpu { Self::Kernels } else { Self::Libtorch }
+    }
+}
+
 /// One autoencoder in training, f32 on one device.
 #[derive(Debug)]
 pub struct Trainer {
@@ -30,6 +41,7 @@ pub struct Trainer {
     pub(crate) engine: Running,
     pub(crate) normalisation: Normalisation,
     pub(crate) progress: Progress,
+    pub(crate) distribution: Distribution,
     /// Whether the parameters come from an autoencoder, whose biases are not to be set anew.
     fine_tuning: bool,
 }
@@ -92,7 +104,7 @@ impl Trainer {
     /// # Errors
     /// When a setting is out of range, or the device has no room.
     pub fn new(config: TrainerConfig, device: Device) -> Result<Self, TrainerError> {
-        Self::with_engine(config, device, usual_engine(device))
+        Self::with_engine(config, device, Engine::usual(device))
     }
 
     /// As [`Trainer::new`], computed by `engine`.
@@ -104,9 +116,30 @@ impl Trainer {
     /// When `engine` does not run on `device`.
     #[track_caller]
     pub fn with_engine(config: TrainerConfig, device: Device, engine: Engine) -> Result<Self, TrainerError> {
+        Self::distributed(config, device, engine, Distribution::Alone)
+    }
+
+    /// As [`Trainer::with_engine`], one rank of a `distribution`. With latents shared out this rank draws, holds and saves only its own.
+    ///
+    /// From here on all ranks make the same calls: [`Trainer::init`], [`Trainer::step`], [`Trainer::check_replicas`] and, with latents shared
+    /// out, [`Trainer::save_state`] and [`Trainer::save_sae`].
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; and when there are more ranks than latents to share out.
+    ///
+    /// # Panics
+    /// As [`Trainer::with_engine`].
+    #[track_caller]
+    pub fn distributed(
+        config: TrainerConfig,
+        device: Device,
+        engine: Engine,
+        distribution: Distribution,
+    ) -> Result<Self, TrainerError> {
         config.validate()?;
-        let tensors = init::draw(&config);
-        Self::from_tensors(config, tensors, device, engine)
+        let own = distribution.latents(config.num_latents);
+        let tensors = init::draw(&config, own);
+        Self::from_tensors(config, tensors, device, engine, distribution)
     }
 
     /// Goes on training `sae`, whose kind `config` must name. Its BatchTopK threshold is taken over too.
@@ -115,9 +148,22 @@ impl Trainer {
     /// When a setting is out of range or differs from what `sae` is, when the device has no room, or when rows of `W_dec` have
     /// another length than 1 and `normalize_decoder` would change them.
     pub fn from_sae(config: TrainerConfig, sae: &Sae, device: Device) -> Result<Self, TrainerError> {
+        Self::distributed_from_sae(config, sae, device, Distribution::Alone)
+    }
+
+    /// As [`Trainer::from_sae`], one rank of a `distribution`.
+    ///
+    /// # Errors
+    /// As [`Trainer::from_sae`] and [`Trainer::distributed`].
+    pub fn distributed_from_sae(
+        config: TrainerConfig,
+        sae: &Sae,
+        device: Device,
+        distribution: Distribution,
+    ) -> Result<Self, TrainerError> {
         config.validate()?;
-        let tensors = init::of_sae(&config, sae)?;
-        let mut trainer = Self::from_tensors(config, tensors, device, usual_engine(device))?;
+        let tensors = init::of_sae(&config, sae, distribution.latents(config.num_latents))?;
+        let mut trainer = Self::from_tensors(config, tensors, device, Engine::usual(device), distribution)?;
         trainer.fine_tuning = true;
         if let Activation::BatchTopK { threshold } = sae.config().activation {
             trainer.progress.threshold.start_from(f64::from(threshold));
@@ -131,19 +177,30 @@ impl Trainer {
         tensors: sae_core::SaeTensors,
         device: Device,
         engine: Engine,
+        distribution: Distribution,
     ) -> Result<Self, TrainerError> {
+        let mut own = config.clone();
+        own.num_latents = distribution.latents(config.num_latents).len();
+        if let Distribution::Latents { team } = &distribution
+            && config.num_latents < team.size()
+        {
+            return Err(TrainerError::Setting {
+                field: "num_latents",
+                expected: format!("one for each of {} ranks at least", team.size()),
+                got: config.num_latents.to_string(),
+            });
+        }
         let engine = match engine {
             Engine::Kernels => {
                 assert_eq!(device, Device::Cpu, "the device of sae-core's kernels");
-                Running::Kernels(Box::new(Cpu::new(&config, tensors)))
+                Running::Kernels(Box::new(Cpu::new(&own, tensors)))
             }
-            Engine::Libtorch => {
-                Running::Libtorch(Box::new(Torch::new(&config, &tensors, device, Kind::Float)?))
-            }
+            Engine::Libtorch => Running::Libtorch(Box::new(Torch::new(&own, &tensors, device, Kind::Float)?)),
         };
         Ok(Self {
             normalisation: Normalisation::identity(config.d_in, config.transcode),
             progress: Progress::default(),
+            distribution,
             fine_tuning: false,
             config,
             engine,
@@ -160,12 +217,12 @@ impl Trainer {
     /// When an activation is NaN or infinite, or the device fails.
     ///
     /// # Panics
-    /// When the shapes of `rows` disagree, or a step has been taken.
+    /// When the shapes of `rows` disagree, there is no row (of several ranks: on none of them), or a step has been taken.
     #[track_caller]
     pub fn init(&mut self, rows: &Rows<'_>) -> Result<(), TrainerError> {
         assert_eq!(self.progress.tokens, 0, "tokens seen before what the first batch is to set");
         let config = &self.config;
-        let rows = with_backend!(&self.engine, backend => Checked::new(rows, config, backend.device()))?;
+        let (rows, _) = self.gathered(self.checked(rows), true)?;
         let fit = |tensor| {
             if config.centre || config.scale_norm {
                 Affine::fit(tensor, config.centre, config.scale_norm)
@@ -217,11 +274,12 @@ impl Trainer {
     /// the loss or the gradient is not finite; the optimizer step is then not taken, and its gradients are dropped.
     ///
     /// # Panics
-    /// When the shapes of `rows` disagree, or a transcoder has no targets.
+    /// When the shapes of `rows` disagree, there is no row (of several ranks: on none of them), or a transcoder has no targets.
     #[track_caller]
     pub fn step(&mut self, rows: &Rows<'_>) -> Result<StepReport, TrainerError> {
-        let Self { config, engine, normalisation, progress, .. } = self;
-        let checked = with_backend!(&*engine, backend => Checked::new(rows, config, backend.device()))?;
+        let (checked, total) = self.gathered(self.checked(rows), false)?;
+        let Self { config, engine, normalisation, progress, distribution, .. } = self;
+        let share = distribution.share(config, total);
         let x = normalisation.input.apply(&checked.x);
         let y = checked.y.as_ref().map(|y| normalisation.target.apply(y));
         let unit = normalisation.activation_scale();
@@ -231,23 +289,126 @@ impl Trainer {
                 y: y.map(|y| backend.rows(&y)),
                 weights: checked.weights.as_ref().map(|weights| backend.rows(weights)),
             };
-            no_grad(|| take_in(&mut **backend, config, progress, &batch, checked.len(), unit))
+            no_grad(|| take_in(&mut **backend, &share, config, progress, &batch, [checked.len(), total], unit))
         })
+    }
+
+    #[track_caller]
+    fn checked(&self, rows: &Rows<'_>) -> Result<Checked, TrainerError> {
+        let device = with_backend!(&self.engine, backend => backend.device());
+        Checked::new(rows, &self.config, device, i64::from(self.distribution.team().is_none()))
+    }
+
+    /// The rows that this rank works on, of its `own` and the other ranks', and how many the batch has. `whole` asks for the batch.
+    #[track_caller]
+    fn gathered(
+        &self,
+        own: Result<Checked, TrainerError>,
+        whole: bool,
+    ) -> Result<(Checked, usize), TrainerError> {
+        let Some(team) = self.distribution.team() else {
+            return own.map(|own| {
+                let total = own.len();
+                (own, total)
+            });
+        };
+        let failed = |source| TrainerError::Collective { source };
+        // Rows and whether they have weights, of each rank; of one that cannot go on, what no rank has.
+        let header = match &own {
+            Ok(own) => [own.len() as u64, u64::from(own.weights.is_some())],
+            Err(_) => [u64::MAX, 0],
+        };
+        let mut headers = Vec::new();
+        let told = team.all_gather(bytemuck::cast_slice(&header), &mut headers);
+        let own = own?;
+        told.map_err(failed)?;
+        let headers: Vec<[u64; 2]> = numbers(&headers);
+        if let Some(rank) = headers.iter().position(|header| header[0] == u64::MAX) {
+            return Err(TrainerError::OtherRank { rank });
+        }
+        let lengths: Vec<usize> = headers.iter().map(|header| header[0] as usize).collect();
+        let total = lengths.iter().sum();
+        assert!(total > 0, "a batch without a row on any rank");
+        if !whole && matches!(self.distribution.share(&self.config, total), Share::Gradients(_)) {
+            return Ok((own, total));
+        }
+        let weighted = headers.iter().any(|header| header[1] > 0);
+        let gather = |tensor: &Tensor| gather_rows(team, tensor, &lengths).map_err(failed);
+        let weights = weighted.then(|| match &own.weights {
+            Some(weights) => weights.shallow_clone(),
+            None => Tensor::ones([own.len() as i64, 1], (Kind::Float, own.x.device())),
+        });
+        let all = Checked {
+            x: gather(&own.x)?,
+            y: own.y.as_ref().map(gather).transpose()?,
+            weights: weights.as_ref().map(gather).transpose()?,
+        };
+        Ok((all, total))
     }
 
     /// The autoencoder as it stands, the normalisation folded in: it takes and gives activations as they were given here.
     ///
     /// # Errors
     /// When the device fails, or the parameters are no autoencoder.
+    ///
+    /// # Panics
+    /// With latents shared out, where no rank has all of them: see [`Trainer::save_sae`].
+    #[track_caller]
     pub fn to_sae(&self) -> Result<Sae, TrainerError> {
-        let mut tensors = with_backend!(&self.engine, backend => backend.tensors())?;
-        self.normalisation.fold(&mut tensors);
+        assert!(!self.shares_latents(), "an autoencoder whose latents are shared out");
+        let tensors = self.folded()?;
         let config = self.config.sae_config(self.threshold().unwrap_or(0.0) as f32);
         Sae::from_parts(config, tensors).map_err(|source| TrainerError::Parameters { source })
     }
 
+    /// This rank's parameters, the normalisation folded in.
+    pub(crate) fn folded(&self) -> Result<SaeTensors, TrainerError> {
+        let mut tensors = with_backend!(&self.engine, backend => backend.tensors())?;
+        self.normalisation.fold(&mut tensors);
+        Ok(tensors)
+    }
+
+    /// Checks that all ranks hold the same parameters, where they should: with latents shared out, of what every rank has. All of
+    /// them call this.
+    ///
+    /// With codes exchanged every rank makes the step by itself, and kernels for other registers round otherwise: ranks on unlike
+    /// processors drift apart. libtorch does not promise the same bits twice; there a difference is a warning. Costs a copy of all
+    /// parameters. Moments and counters are not compared.
+    ///
+    /// # Errors
+    /// [`TrainerError::Replicas`]; when the device fails, or a rank is lost.
+    pub fn check_replicas(&self) -> Result<(), TrainerError> {
+        let Some(team) = self.distribution.team() else { return Ok(()) };
+        let tensors = with_backend!(&self.engine, backend => backend.tensors())?;
+        let SaeTensors { encoder_weight, encoder_bias, decoder_weight, decoder_bias, skip_weight } = &tensors;
+        let of_latents = [encoder_weight, encoder_bias, decoder_weight];
+        let of_latents = of_latents.into_iter().filter(|_| !self.shares_latents());
+        let all = of_latents.chain([decoder_bias]).chain(skip_weight);
+        let mut hashes = Vec::new();
+        team.all_gather(&hash(all).to_le_bytes(), &mut hashes)
+            .map_err(|source| TrainerError::Collective { source })?;
+        let hashes: Vec<u64> = numbers(&hashes);
+        let ranks: Vec<usize> = (0..hashes.len()).filter(|&rank| hashes[rank] != hashes[0]).collect();
+        match self.engine() {
+            _ if ranks.is_empty() => Ok(()),
+            Engine::Kernels => Err(TrainerError::Replicas { ranks }),
+            Engine::Libtorch => {
+                tracing::warn!(
+                    ?ranks,
+                    "the parameters of these ranks are not to the bit those of rank 0, which are saved"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether ranks hold different latents.
+    pub fn shares_latents(&self) -> bool {
+        matches!(self.distribution, Distribution::Latents { .. })
+    }
+
     /// BatchTopK's threshold in units of the activations as they are given.
-    fn threshold(&self) -> Option<f64> {
+    pub(crate) fn threshold(&self) -> Option<f64> {
         let batch_topk = self.config.activation == Selection::BatchTopK;
         let threshold = self.progress.threshold.value().filter(|_| batch_topk);
         threshold.map(|threshold| threshold * self.normalisation.activation_scale())
@@ -277,22 +438,38 @@ impl Trainer {
     }
 }
 
-fn usual_engine(device: Device) -> Engine {
-    if device == Device::Cpu { Engine::Kernels } else { Engine::Libtorch }
+/// Of the bits of all numbers, in order.
+fn hash<'t>(tensors: impl Iterator<Item = &'t Vec<f32>>) -> u64 {
+    const TASK: usize = 1 << 18;
+    let mut whole = DefaultHasher::new();
+    for tensor in tensors {
+        let parts: Vec<u64> = tensor
+            .par_chunks(TASK)
+            .map(|part| {
+                let mut hasher = DefaultHasher::new();
+                hasher.write(bytemuck::cast_slice(part));
+                hasher.finish()
+            })
+            .collect();
+        parts.hash(&mut whole);
+    }
+    whole.finish()
 }
 
-/// See [`Trainer::step`]; `unit` is what activations in training are to be multiplied by.
+/// See [`Trainer::step`]; of `total` rows this rank works on `n`, and `unit` is what activations in training are to be multiplied by.
 fn take_in<B: Backend>(
     backend: &mut B,
+    share: &Share<'_>,
     config: &TrainerConfig,
     progress: &mut Progress,
     batch: &Batch<B::Rows>,
-    n: usize,
+    [n, total]: [usize; 2],
     unit: f64,
 ) -> Result<StepReport, TrainerError> {
-    let variance = backend.variance(batch.targets(), batch.weights.as_ref());
+    let lost = |source| TrainerError::Collective { source };
+    let variance = share.variance(backend, batch.targets(), batch.weights.as_ref()).map_err(lost)?;
     if !(variance.is_finite() && variance > 0.0) {
-        return Err(TrainerError::Variance { rows: n, variance });
+        return Err(TrainerError::Variance { rows: total, variance });
     }
     let lr = config.lr_at(progress.optimizer_steps);
     let objective = Objective {
@@ -300,7 +477,7 @@ fn take_in<B: Backend>(
         matryoshka: !config.matryoshka.is_empty(),
         auxk_alpha: config.auxk_alpha,
         d_in: config.d_in,
-        dead: backend.dead(),
+        dead: share.dead(backend).map_err(lost)?,
         variance,
         scale: 1.0 / f64::from(config.grad_acc_steps),
     };
@@ -311,25 +488,37 @@ fn take_in<B: Backend>(
         TrainerError::Diverged { what, step: progress.optimizer_steps, value }
     };
     let mut losses = Losses::default();
-    let part = n.div_ceil(config.micro_acc_steps as usize);
+    let part = n.div_ceil(config.micro_acc_steps as usize).max(1);
+    let mut result = Ok(());
     for start in (0..n).step_by(part) {
         let rows = start..(start + part).min(n);
-        let result = if rows.len() == n {
-            forward_backward(backend, &objective, batch)
+        let of_part = if rows.len() == n {
+            forward_backward(backend, share, &objective, batch)
         } else {
-            forward_backward(backend, &objective, &batch.part::<B>(&rows))
+            forward_backward(backend, share, &objective, &batch.part::<B>(&rows))
         };
-        match result {
+        match of_part {
             Ok(of_part) => losses.add(&of_part),
-            Err(value) => return Err(diverged(backend, progress, "pre-activation of a latent", value)),
+            Err(failure) => {
+                result = Err(failure);
+                break;
+            }
         }
     }
+    match share.agreed(result) {
+        Ok(()) => {}
+        Err(Failure::PreActivation(value)) => {
+            return Err(diverged(backend, progress, "pre-activation of a latent", value));
+        }
+        Err(Failure::Collective(source)) => return Err(lost(source)),
+    }
+    share.total(&mut losses).map_err(lost)?;
     if !losses.loss.is_finite() {
         return Err(diverged(backend, progress, "loss", losses.loss));
     }
     let mut grad_norm = None;
     if progress.pending + 1 == config.grad_acc_steps {
-        let norm = backend.finish_gradients();
+        let norm = share.finish_gradients(backend).map_err(lost)?;
         if !norm.is_finite() {
             return Err(diverged(backend, progress, "gradient norm", norm));
         }
@@ -338,8 +527,10 @@ fn take_in<B: Backend>(
         backend.clear_gradients();
         grad_norm = Some(norm);
     }
-    backend.count_fired(n);
-    progress.count(n as u64, &losses.smallest, grad_norm.is_some());
+    share.share_fired(backend).map_err(lost)?;
+    backend.count_fired(total);
+    progress.count(total as u64, &losses.smallest, grad_norm.is_some());
+    let dead = share.dead(backend).map_err(lost)?;
     let threshold = progress.threshold.value().filter(|_| config.activation == Selection::BatchTopK);
     Ok(StepReport {
         loss: losses.loss,
@@ -347,8 +538,8 @@ fn take_in<B: Backend>(
         multi_topk_fvu: losses.multi_topk_fvu,
         matryoshka_fvu: losses.matryoshka_fvu,
         auxk: losses.auxk,
-        l0: losses.codes as f64 / n as f64,
-        dead_share: backend.dead() as f64 / config.num_latents as f64,
+        l0: losses.codes as f64 / total as f64,
+        dead_share: dead as f64 / config.num_latents as f64,
         threshold: threshold.map(|threshold| threshold * unit),
         lr,
         grad_norm,

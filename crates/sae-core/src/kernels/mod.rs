@@ -41,6 +41,9 @@ pub use self::operands::{Decoder, Encoder, Selection};
 use self::simd::Simd;
 use crate::SaeError;
 
+/// Rows that [`encode`] works on at once. Rows cut at multiples of it and encoded apart have the same bits as together.
+pub const ROWS_AT_ONCE: usize = encode::BLOCK;
+
 /// Buffers of the kernels, which grow to the largest call and are kept.
 #[derive(Debug, Default)]
 pub struct Scratch {

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use collectives::{Collective, CollectiveError, NumbersMut, Reduction};
 use ndarray::{ArcArray2, Array2, ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 use sae_core::kernels::{self, Decoder, Encoder, GradientSums, Scratch};
@@ -20,6 +21,8 @@ use crate::state::{Array, ArrayMut};
 
 /// Numbers of a vector that a task of its update works on.
 const VECTOR: usize = 4096;
+/// Numbers of gradients that ranks sum at once.
+const PACKED: usize = 16 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Cpu {
@@ -84,6 +87,13 @@ impl Cpu {
         }
     }
 
+    /// Codes of `n` rows that are all off.
+    fn none(&self, n: usize) -> SparseCodes {
+        let mut codes = SparseCodes::new(self.shape.num_latents);
+        (0..n).for_each(|_| codes.push_row([]).expect("a row without codes"));
+        codes
+    }
+
     fn dead_latents(&self) -> Vec<u32> {
         let threshold = i64::try_from(self.shape.dead_feature_threshold).unwrap_or(i64::MAX);
         let latents = 0..self.shape.num_latents as u32;
@@ -136,6 +146,10 @@ impl Backend for Cpu {
         Device::Cpu
     }
 
+    fn latents(&self) -> usize {
+        self.shape.num_latents
+    }
+
     fn rows(&self, tensor: &Tensor) -> Self::Rows {
         let size = tensor.size();
         let tensor = tensor.contiguous();
@@ -148,29 +162,53 @@ impl Backend for Cpu {
         rows.clone().slice_move(s![range, ..])
     }
 
-    fn variance(&self, y: &Self::Rows, w: Option<&Self::Rows>) -> f64 {
-        linear::variance(slice(y), self.shape.d_in, weights(w))
+    fn len(rows: &Self::Rows) -> usize {
+        rows.nrows()
+    }
+
+    fn zeros(&self, n: usize) -> Self::Rows {
+        ArcArray2::zeros((n, self.shape.d_in))
+    }
+
+    fn column_sums(&self, y: &Self::Rows, w: Option<&Self::Rows>) -> (Vec<f64>, f64) {
+        linear::column_sums(slice(y), self.shape.d_in, weights(w))
+    }
+
+    fn squares_around(&self, y: &Self::Rows, mean: &[f64], w: Option<&Self::Rows>) -> f64 {
+        linear::squares_around(slice(y), mean, weights(w))
     }
 
     fn encode(&mut self, x: &Self::Rows, chain: &Chain) -> Result<Vec<SparseCodes>, f64> {
+        let codes = self.find(x, chain.selection, chain.count)?;
+        Ok(split::split(&codes, chain))
+    }
+
+    fn encode_dead(&mut self, x: &Self::Rows, count: usize) -> Result<SparseCodes, f64> {
+        self.find_dead(x, count)
+    }
+
+    fn find(&mut self, x: &Self::Rows, selection: Selection, count: usize) -> Result<SparseCodes, f64> {
         let Shape { num_latents, d_in, .. } = self.shape;
         let encoder = Encoder {
             weight: Weights::from_f32(num_latents, d_in, &self.parameters.encoder_weight),
             bias: &self.parameters.encoder_bias,
             decoder_bias: subtracted(self.shape, &self.parameters, &self.no_bias),
-            selection: match chain.selection {
-                Selection::TopK => kernels::Selection::TopK(chain.count),
-                Selection::BatchTopK => kernels::Selection::BatchTopK(chain.count),
+            selection: match selection {
+                Selection::TopK => kernels::Selection::TopK(count.min(num_latents)),
+                Selection::BatchTopK => kernels::Selection::BatchTopK(count.min(num_latents)),
             },
         };
         kernels::encode(Compute::default(), &encoder, x.view(), &mut self.scratch, &mut self.codes)
             .map_err(|error| overflow(&error))?;
-        Ok(split::split(&self.codes, chain))
+        Ok(std::mem::replace(&mut self.codes, SparseCodes::new(num_latents)))
     }
 
-    fn encode_dead(&mut self, x: &Self::Rows, count: usize) -> Result<SparseCodes, f64> {
+    fn find_dead(&mut self, x: &Self::Rows, count: usize) -> Result<SparseCodes, f64> {
         let Shape { num_latents, d_in, .. } = self.shape;
         let dead = self.dead_latents();
+        if dead.is_empty() || count == 0 {
+            return Ok(self.none(x.nrows()));
+        }
         let mut weight = vec![0.0; dead.len() * d_in];
         weight.par_chunks_mut(d_in).zip(&dead).for_each(|(row, &latent)| {
             row.copy_from_slice(&self.parameters.encoder_weight[latent as usize * d_in..][..d_in]);
@@ -181,7 +219,7 @@ impl Backend for Cpu {
             weight: Weights::from_f32(dead.len(), d_in, &weight),
             bias: &bias,
             decoder_bias: subtracted(self.shape, &self.parameters, &self.no_bias),
-            selection: kernels::Selection::TopK(count),
+            selection: kernels::Selection::TopK(count.min(dead.len())),
         };
         kernels::encode(Compute::default(), &encoder, x.view(), &mut self.scratch, &mut self.codes)
             .map_err(|error| overflow(&error))?;
@@ -191,6 +229,10 @@ impl Backend for Cpu {
             codes.push_row(row).map_err(|_| f64::NAN)?;
         }
         Ok(codes)
+    }
+
+    fn adopt(&self, codes: SparseCodes) -> SparseCodes {
+        codes
     }
 
     fn start(&self, x: &Self::Rows) -> Self::Rows {
@@ -284,6 +326,16 @@ impl Backend for Cpu {
         }
     }
 
+    fn fired(&self) -> Vec<u8> {
+        self.fired.iter().copied().map(u8::from).collect()
+    }
+
+    fn set_fired(&mut self, fired: &[u8]) {
+        for (to, fired) in self.fired.iter_mut().zip(fired) {
+            *to = *fired > 0;
+        }
+    }
+
     fn forget_fired(&mut self) {
         self.fired.fill(false);
     }
@@ -292,29 +344,44 @@ impl Backend for Cpu {
         self.dead_latents().len()
     }
 
-    fn finish_gradients(&mut self) -> f64 {
-        let Shape { num_latents, d_in, transcode, unit_rows, .. } = self.shape;
+    fn subtracts_bias(&self) -> bool {
+        !self.shape.transcode
+    }
+
+    fn complete_bias_gradient(&mut self, direct: bool) {
+        let Shape { num_latents, d_in, transcode, .. } = self.shape;
         let sums = &mut self.sums;
         for (bias, touched) in sums.encoder_bias.iter_mut().zip(&sums.touched) {
             if !touched {
                 *bias = 0.0;
             }
         }
-        if !transcode {
-            // b_dec lowers each pre-activation by W_enc of it.
-            let touched = sums.encoder_bias.iter().enumerate().filter(|(_, bias)| **bias != 0.0);
-            let row = touched.map(|(latent, bias)| (FeatureId(latent as u32), -bias));
-            let mut codes = SparseCodes::new(num_latents);
-            if codes.push_row(row).is_err() {
-                return f64::NAN;
-            }
-            let weight = Weights::from_f32(num_latents, d_in, &self.parameters.encoder_weight);
-            let decoder = Decoder { weight, bias: &self.decoder_bias_sum };
-            self.decoded.resize(d_in, 0.0);
-            let out = view_mut(d_in, &mut self.decoded);
-            kernels::decode(Compute::default(), &decoder, &codes, &mut self.scratch, out);
-            self.decoder_bias_sum.copy_from_slice(&self.decoded);
+        if !direct {
+            self.decoder_bias_sum.fill(0.0);
         }
+        if transcode {
+            return;
+        }
+        // b_dec lowers each pre-activation by W_enc of it.
+        let touched = sums.encoder_bias.iter().enumerate().filter(|(_, bias)| **bias != 0.0);
+        let row = touched.map(|(latent, bias)| (FeatureId(latent as u32), -bias));
+        let mut codes = SparseCodes::new(num_latents);
+        if codes.push_row(row).is_err() {
+            // A gradient that overflowed: the norm is to tell.
+            self.decoder_bias_sum.fill(f32::NAN);
+            return;
+        }
+        let weight = Weights::from_f32(num_latents, d_in, &self.parameters.encoder_weight);
+        let decoder = Decoder { weight, bias: &self.decoder_bias_sum };
+        self.decoded.resize(d_in, 0.0);
+        let out = view_mut(d_in, &mut self.decoded);
+        kernels::decode(Compute::default(), &decoder, &codes, &mut self.scratch, out);
+        self.decoder_bias_sum.copy_from_slice(&self.decoded);
+    }
+
+    fn gradient_squares(&mut self) -> [f64; 2] {
+        let Shape { d_in, unit_rows, .. } = self.shape;
+        let sums = &self.sums;
         // Squares by row, then in the order of the rows.
         let touched = &sums.touched;
         let encoder = sums.encoder_weight.par_chunks(d_in).zip(touched);
@@ -341,8 +408,8 @@ impl Backend for Cpu {
             })
             .collect();
         let skip = self.skip_sum.as_ref().map_or(0.0, |sum| linear::squares(sum, d_in, None));
-        let biases = linear::square(&sums.encoder_bias) + linear::square(&self.decoder_bias_sum);
-        (encoder.iter().sum::<f64>() + decoder.iter().sum::<f64>() + biases + skip).sqrt()
+        let of_latents = encoder.iter().sum::<f64>() + decoder.iter().sum::<f64>();
+        [of_latents + linear::square(&sums.encoder_bias), linear::square(&self.decoder_bias_sum) + skip]
     }
 
     fn update(&mut self, rates: Rates) {
@@ -381,6 +448,47 @@ impl Backend for Cpu {
         if let Some(sum) = &mut self.skip_sum {
             sum.fill(0.0);
         }
+    }
+
+    fn all_reduce(&self, team: &dyn Collective, rows: &mut Self::Rows) -> Result<(), CollectiveError> {
+        team.all_reduce(NumbersMut::F32(slice_mut(rows)), Reduction::Sum)
+    }
+
+    fn all_reduce_gradients(&mut self, team: &dyn Collective) -> Result<(), CollectiveError> {
+        let d_in = self.shape.d_in;
+        let mut touched: Vec<u8> = self.sums.touched.iter().copied().map(u8::from).collect();
+        team.all_reduce(NumbersMut::U8(&mut touched), Reduction::Max)?;
+        let latents: Vec<usize> = (0..touched.len()).filter(|&latent| touched[latent] > 0).collect();
+        let mut packed = Vec::new();
+        for latents in latents.chunks(PACKED / (2 * d_in + 1) + 1) {
+            let GradientSums { encoder_weight, encoder_bias, decoder_weight, touched, .. } = &mut self.sums;
+            let width = 2 * d_in + 1;
+            packed.clear();
+            packed.resize(latents.len() * width, 0.0_f32);
+            packed.par_chunks_mut(width).zip(latents).filter(|(_, latent)| touched[**latent]).for_each(
+                |(to, &latent)| {
+                    to[..d_in].copy_from_slice(&encoder_weight[latent * d_in..][..d_in]);
+                    to[d_in..2 * d_in].copy_from_slice(&decoder_weight[latent * d_in..][..d_in]);
+                    to[2 * d_in] = encoder_bias[latent];
+                },
+            );
+            team.all_reduce(NumbersMut::F32(&mut packed), Reduction::Sum)?;
+            for (from, &latent) in packed.chunks(width).zip(latents) {
+                encoder_weight[latent * d_in..][..d_in].copy_from_slice(&from[..d_in]);
+                decoder_weight[latent * d_in..][..d_in].copy_from_slice(&from[d_in..2 * d_in]);
+                encoder_bias[latent] = from[2 * d_in];
+                touched[latent] = true;
+            }
+        }
+        self.all_reduce_bias_gradient(team)?;
+        match &mut self.skip_sum {
+            Some(sum) => team.all_reduce(NumbersMut::F32(sum), Reduction::Sum),
+            None => Ok(()),
+        }
+    }
+
+    fn all_reduce_bias_gradient(&mut self, team: &dyn Collective) -> Result<(), CollectiveError> {
+        team.all_reduce(NumbersMut::F32(&mut self.decoder_bias_sum), Reduction::Sum)
     }
 
     fn arrays(&self) -> Vec<(String, Vec<usize>, Array<'_>)> {

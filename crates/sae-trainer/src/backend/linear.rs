@@ -140,11 +140,16 @@ pub(crate) fn add_columns(to: &mut [f32], rows: &[f32]) {
     }
 }
 
-/// `Σ w ||y - ȳ||²` with `ȳ` the weighted mean.
-pub(crate) fn variance(y: &[f32], width: usize, weights: Option<&[f32]>) -> f64 {
+/// `Σ w · number` of every column, and `Σ w`.
+pub(crate) fn column_sums(y: &[f32], width: usize, weights: Option<&[f32]>) -> (Vec<f64>, f64) {
     let n = y.len() / width;
     let total = weights.map_or(n as f64, |weights| weights.iter().copied().map(f64::from).sum());
-    let mean: Vec<f64> = columns(y, width, weights).into_iter().map(|sum| sum / total).collect();
+    (columns(y, width, weights), total)
+}
+
+/// `Σ w ||y - mean||²`.
+pub(crate) fn squares_around(y: &[f32], mean: &[f64], weights: Option<&[f32]>) -> f64 {
+    let width = mean.len();
     let of_rows: Vec<f64> = y
         .par_chunks(width)
         .with_min_len(16)
@@ -194,7 +199,10 @@ mod tests {
                 let spread = (0..n).map(|row| f64::from(weights[row]) * (at(row, column) - mean).powi(2));
                 want += spread.sum::<f64>();
             }
-            let got = variance(&y, width, Some(&weights));
+            let (sums, sum) = column_sums(&y, width, Some(&weights));
+            assert!((sum - total).abs() < 1e-12 * total);
+            let mean: Vec<f64> = sums.into_iter().map(|sum| sum / total).collect();
+            let got = squares_around(&y, &mean, Some(&weights));
             assert!((got - want).abs() <= 1e-12 * total, "{n} x {width}: {got} {want}");
             let want: f64 =
                 (0..n * width).map(|i| f64::from(y[i]).powi(2) * f64::from(weights[i / width])).sum();

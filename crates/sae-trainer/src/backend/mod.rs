@@ -1,19 +1,22 @@
 //! [`Backend`]: what the objective and the trainer ask of an engine.
 
 mod cpu;
+mod entries;
 mod linear;
-mod split;
+pub(crate) mod split;
 mod torch;
 
 use std::ops::Range;
 
-use sae_core::SaeTensors;
+use collectives::{Collective, CollectiveError};
+use sae_core::{SaeTensors, SparseCodes};
 use tch::{Device, Tensor};
 
 pub(crate) use self::cpu::Cpu;
 pub(crate) use self::linear::dot;
 pub(crate) use self::torch::Torch;
 use crate::TrainerError;
+use crate::config::Selection;
 use crate::objective::Chain;
 use crate::state::{Array, ArrayMut};
 
@@ -40,7 +43,7 @@ pub(crate) struct Rates {
 ///
 /// Gradients are summed until [`Backend::clear_gradients`]. That of the decoder's bias has two parts: the sum of the
 /// gradients of the reconstructions, which [`Backend::accumulate_start`] adds, and, where the encoder subtracts the bias,
-/// `-W_encᵀ` times that of the encoder's bias, which [`Backend::finish_gradients`] adds once.
+/// `-W_encᵀ` times that of the encoder's bias, which [`Backend::complete_bias_gradient`] adds once.
 pub(crate) trait Backend: Sized {
     /// A matrix `[n, d_in]`, or weights `[n, 1]`. Clones share memory.
     type Rows: Clone;
@@ -48,11 +51,19 @@ pub(crate) trait Backend: Sized {
     type Codes;
 
     fn device(&self) -> Device;
+    /// How many latents it has.
+    fn latents(&self) -> usize;
     /// Takes over f32 numbers on [`Backend::device`].
     fn rows(&self, tensor: &Tensor) -> Self::Rows;
     fn part(rows: &Self::Rows, range: Range<usize>) -> Self::Rows;
-    /// `Σ w ||y - ȳ||²`.
-    fn variance(&self, y: &Self::Rows, weights: Option<&Self::Rows>) -> f64;
+    /// How many rows there are.
+    fn len(rows: &Self::Rows) -> usize;
+    /// Rows `[n, d_in]` of zeros.
+    fn zeros(&self, n: usize) -> Self::Rows;
+    /// `Σ w y` of each column, and `Σ w`.
+    fn column_sums(&self, y: &Self::Rows, weights: Option<&Self::Rows>) -> (Vec<f64>, f64);
+    /// `Σ w ||y - mean||²`.
+    fn squares_around(&self, y: &Self::Rows, mean: &[f64], weights: Option<&Self::Rows>) -> f64;
 
     /// Encodes into the disjoint sets of `chain`.
     ///
@@ -64,6 +75,18 @@ pub(crate) trait Backend: Sized {
     /// # Errors
     /// A pre-activation that is not finite.
     fn encode_dead(&mut self, x: &Self::Rows, count: usize) -> Result<Self::Codes, f64>;
+    /// The `count` largest of each row, or with BatchTopK the `n · count` largest of all, in plain memory.
+    ///
+    /// # Errors
+    /// A pre-activation that is not finite.
+    fn find(&mut self, x: &Self::Rows, selection: Selection, count: usize) -> Result<SparseCodes, f64>;
+    /// The `count` largest of each row among the dead latents, in plain memory.
+    ///
+    /// # Errors
+    /// A pre-activation that is not finite.
+    fn find_dead(&mut self, x: &Self::Rows, count: usize) -> Result<SparseCodes, f64>;
+    /// Takes over codes from plain memory.
+    fn adopt(&self, codes: SparseCodes) -> Self::Codes;
     /// A reconstruction without codes: `b_dec`, and `x · W_skipᵀ` where there is one.
     fn start(&self, x: &Self::Rows) -> Self::Rows;
     /// Adds `Σ z W_dec` to `to`.
@@ -85,16 +108,36 @@ pub(crate) trait Backend: Sized {
     fn note_fired(&mut self, sets: &[Self::Codes]) -> Fired;
     /// Adds `rows` to the tokens since each latent fired, except for those noted, which start again from 0.
     fn count_fired(&mut self, rows: usize);
+    /// Per latent, 1 if it was noted.
+    fn fired(&self) -> Vec<u8>;
+    /// Notes the latents that have 1 in `fired`, and no others.
+    fn set_fired(&mut self, fired: &[u8]);
     /// Forgets what was noted.
     fn forget_fired(&mut self);
     /// How many latents have not fired for more than the configured number of tokens.
     fn dead(&self) -> usize;
 
-    /// Completes the gradients, takes from those of unit decoder rows the part along the row, and returns the norm of all.
-    fn finish_gradients(&mut self) -> f64;
+    /// Whether the encoder subtracts the decoder's bias.
+    fn subtracts_bias(&self) -> bool;
+    /// Adds to the gradient of the decoder's bias what passes through the encoder, if it subtracts the bias. Without `direct`, what stood
+    /// there before goes.
+    fn complete_bias_gradient(&mut self, direct: bool);
+    /// Takes from the gradients of unit decoder rows the part along the row, and returns the sum of squares of the gradients of latents, and of
+    /// all others.
+    fn gradient_squares(&mut self) -> [f64; 2];
     /// Changes the parameters by the finished gradients, and sets decoder rows back to length 1.
     fn update(&mut self, rates: Rates);
     fn clear_gradients(&mut self);
+
+    /// Sums rows over all ranks.
+    ///
+    /// # Errors
+    /// A rank that does not take part; so of the following.
+    fn all_reduce(&self, team: &dyn Collective, rows: &mut Self::Rows) -> Result<(), CollectiveError>;
+    /// Sums gradients over all ranks, of the latents that have any on some rank.
+    fn all_reduce_gradients(&mut self, team: &dyn Collective) -> Result<(), CollectiveError>;
+    /// Sums the gradient of the decoder's bias over all ranks.
+    fn all_reduce_bias_gradient(&mut self, team: &dyn Collective) -> Result<(), CollectiveError>;
 
     /// Everything that changes in training, by name and shape, without the gradients.
     fn arrays(&self) -> Vec<(String, Vec<usize>, Array<'_>)>;

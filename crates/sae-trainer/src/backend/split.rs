@@ -6,7 +6,7 @@ use crate::config::Selection;
 use crate::objective::Chain;
 
 /// `codes` by set: those among the k by Matryoshka group, then the others.
-pub(super) fn split(codes: &SparseCodes, chain: &Chain) -> Vec<SparseCodes> {
+pub(crate) fn split(codes: &SparseCodes, chain: &Chain) -> Vec<SparseCodes> {
     let (among_k, others) = match (chain.multi_topk, chain.selection) {
         (false, _) => (codes.clone(), None),
         (true, Selection::TopK) => {

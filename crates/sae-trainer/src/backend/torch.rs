@@ -4,13 +4,16 @@
 
 use std::ops::Range;
 
-use sae_core::SaeTensors;
+use collectives::{Collective, CollectiveError};
+use sae_core::{SaeTensors, SparseCodes};
 use sae_torch::{Bags, Parameters};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::entries::{Entries, not_finite, sparse};
 use super::{Backend, Fired, Rates, SparseGradients};
 use crate::TrainerError;
 use crate::config::{Selection, TrainerConfig};
+use crate::distributed::sum_tensor;
 use crate::objective::Chain;
 use crate::optimizer::{TensorMoments, normalise_rows, remove_parallel};
 use crate::state::{Array, ArrayMut};
@@ -33,24 +36,6 @@ pub(crate) struct Torch {
 
 /// Parameters in the order of their moments and gradients.
 const NAMES: [&str; 5] = ["encoder.weight", "encoder.bias", "W_dec", "b_dec", "W_skip"];
-
-/// Flat codes before they are cut into bags: of row `rows[i]`, latent `indices[i]`, activation `values[i]`.
-struct Entries {
-    rows: Tensor,
-    indices: Tensor,
-    values: Tensor,
-}
-
-impl Entries {
-    fn masked(&self, mask: &Tensor) -> Self {
-        let of = |tensor: &Tensor| tensor.masked_select(mask);
-        Self { rows: of(&self.rows), indices: of(&self.indices), values: of(&self.values) }
-    }
-
-    fn bags(self, n: i64) -> Bags {
-        Bags::from_entries(n as usize, self.rows, self.indices, self.values)
-    }
-}
 
 impl Torch {
     /// Puts the parameters on `device`, in `kind`: f32, or f64 where a test wants it.
@@ -169,18 +154,16 @@ fn shape(tensor: &Tensor) -> Vec<usize> {
     tensor.size().iter().map(|&length| length as usize).collect()
 }
 
-/// Something that is not a finite activation, if there is one.
-fn not_finite(values: &Tensor) -> Option<f64> {
-    let sum = values.sum(Kind::Double).double_value(&[]);
-    (!sum.is_finite()).then_some(sum)
-}
-
 impl Backend for Torch {
     type Rows = Shared;
     type Codes = Bags;
 
     fn device(&self) -> Device {
         self.parameters.encoder_weight.device()
+    }
+
+    fn latents(&self) -> usize {
+        self.parameters.encoder_bias.size()[0] as usize
     }
 
     fn rows(&self, tensor: &Tensor) -> Shared {
@@ -191,19 +174,30 @@ impl Backend for Torch {
         Shared(rows.0.narrow(0, range.start as i64, range.len() as i64))
     }
 
-    fn variance(&self, y: &Shared, weights: Option<&Shared>) -> f64 {
+    fn len(rows: &Shared) -> usize {
+        rows.0.size()[0] as usize
+    }
+
+    fn zeros(&self, n: usize) -> Shared {
+        let d_in = self.parameters.decoder_bias.size()[0];
+        Shared(Tensor::zeros([n as i64, d_in], (self.parameters.decoder_bias.kind(), self.device())))
+    }
+
+    fn column_sums(&self, y: &Shared, weights: Option<&Shared>) -> (Vec<f64>, f64) {
         let y = &y.0;
-        let sum = |rows: &Tensor| rows.sum_dim_intlist([0_i64].as_slice(), true, Kind::Double);
-        let mean = match weights {
-            None => sum(y) / y.size()[0] as f64,
-            Some(weights) => sum(&(y * &weights.0)) / weights.0.sum(Kind::Double),
+        let sum = |rows: &Tensor| rows.sum_dim_intlist([0_i64].as_slice(), false, Kind::Double);
+        let (sums, total) = match weights {
+            None => (sum(y), y.size()[0] as f64),
+            Some(weights) => (sum(&(y * &weights.0)), weights.0.sum(Kind::Double).double_value(&[])),
         };
-        let squares = (y - mean.to_kind(y.kind())).square();
-        let squares = match weights {
-            None => squares,
-            Some(weights) => squares * &weights.0,
-        };
-        squares.sum(Kind::Double).double_value(&[])
+        let mut numbers = vec![0.0; sums.numel()];
+        sums.to_device(Device::Cpu).copy_data(&mut numbers, sums.numel());
+        (numbers, total)
+    }
+
+    fn squares_around(&self, y: &Shared, mean: &[f64], weights: Option<&Shared>) -> f64 {
+        let mean = Tensor::from_slice(mean).to_device(self.device()).to_kind(y.0.kind());
+        self.squares(&Shared(&y.0 - mean), weights)
     }
 
     fn encode(&mut self, x: &Shared, chain: &Chain) -> Result<Vec<Bags>, f64> {
@@ -276,6 +270,56 @@ impl Backend for Torch {
         Ok(entries.masked(&on).bags(n))
     }
 
+    fn find(&mut self, x: &Shared, selection: Selection, count: usize) -> Result<SparseCodes, f64> {
+        let input = self.input(&x.0);
+        let Parameters { encoder_weight, encoder_bias, .. } = &self.parameters;
+        let count = (count as i64).min(encoder_bias.size()[0]);
+        let (n, latents) = (input.size()[0], encoder_bias.size()[0]);
+        let (rows, indices, values) = match selection {
+            Selection::TopK => {
+                let [indices, values] = self.largest_per_row(&input, encoder_weight, encoder_bias, count);
+                let rows =
+                    Tensor::arange(n, (Kind::Int64, self.device())).unsqueeze(1).expand([n, count], false);
+                (rows, indices, values)
+            }
+            Selection::BatchTopK => {
+                let Entries { rows, indices, values } = self.largest_in_all(&input, n * count);
+                (rows, indices, values)
+            }
+        };
+        sparse(n as usize, latents as usize, &rows, &indices, &values)
+    }
+
+    fn find_dead(&mut self, x: &Shared, count: usize) -> Result<SparseCodes, f64> {
+        let input = self.input(&x.0);
+        let (n, latents) = (input.size()[0], self.parameters.encoder_bias.size()[0] as usize);
+        let dead = self.tokens_since_fired.gt(self.dead_feature_threshold).nonzero().squeeze_dim(1);
+        let count = (count as i64).min(dead.size()[0]);
+        let options = (Kind::Int64, self.device());
+        if count == 0 {
+            let none = Tensor::empty([0], options);
+            return sparse(n as usize, latents, &none, &none, &none.to_kind(Kind::Float));
+        }
+        let weight = self.parameters.encoder_weight.index_select(0, &dead);
+        let bias = self.parameters.encoder_bias.index_select(0, &dead);
+        let [indices, values] = self.largest_per_row(&input, &weight, &bias, count);
+        let rows = Tensor::arange(n, options).unsqueeze(1).expand([n, count], false);
+        let latent = dead.index_select(0, &indices.reshape([-1]));
+        sparse(n as usize, latents, &rows, &latent, &values)
+    }
+
+    fn adopt(&self, codes: SparseCodes) -> Bags {
+        let device = self.device();
+        let lengths = codes.rows().enumerate();
+        let rows: Vec<i64> =
+            lengths.flat_map(|(row, codes)| std::iter::repeat_n(row as i64, codes.len())).collect();
+        let latents: Vec<i64> = codes.latents().iter().copied().map(i64::from).collect();
+        let place = |tensor: Tensor| tensor.to_device(device);
+        let values = place(Tensor::from_slice(codes.values())).to_kind(self.parameters.encoder_bias.kind());
+        let (rows, latents) = (place(Tensor::from_slice(&rows)), place(Tensor::from_slice(&latents)));
+        Bags::from_entries(codes.n_rows(), rows, latents, values)
+    }
+
     fn start(&self, x: &Shared) -> Shared {
         let bias = &self.parameters.decoder_bias;
         Shared(match &self.parameters.skip_weight {
@@ -346,6 +390,23 @@ impl Backend for Torch {
         }
     }
 
+    fn fired(&self) -> Vec<u8> {
+        let latents = self.tokens_since_fired.size()[0];
+        let mut mask = Tensor::zeros([latents], (Kind::Uint8, self.device()));
+        for indices in &self.fired {
+            let _ = mask.index_fill_(0, indices, 1);
+        }
+        let mut fired = vec![0; latents as usize];
+        mask.to_device(Device::Cpu).copy_data(&mut fired, latents as usize);
+        fired
+    }
+
+    fn set_fired(&mut self, fired: &[u8]) {
+        let latents: Vec<i64> =
+            (0..fired.len()).filter(|&latent| fired[latent] > 0).map(|latent| latent as i64).collect();
+        self.fired = vec![Tensor::from_slice(&latents).to_device(self.device())];
+    }
+
     fn forget_fired(&mut self) {
         self.fired.clear();
     }
@@ -355,16 +416,30 @@ impl Backend for Torch {
         dead.sum(Kind::Int64).int64_value(&[]) as usize
     }
 
-    fn finish_gradients(&mut self) -> f64 {
+    fn subtracts_bias(&self) -> bool {
+        !self.transcode
+    }
+
+    fn complete_bias_gradient(&mut self, direct: bool) {
+        if !direct {
+            let _ = self.gradients[3].zero_();
+        }
         if !self.transcode {
             let through = self.parameters.encoder_weight.tr().mv(&self.gradients[1]);
             let _ = self.gradients[3].g_sub_(&through);
         }
+    }
+
+    fn gradient_squares(&mut self) -> [f64; 2] {
         if self.unit_rows {
             remove_parallel(&self.parameters.decoder_weight, &mut self.gradients[2]);
         }
-        let squares = self.gradients.iter().map(|tensor| tensor.norm().to_kind(Kind::Double).square());
-        squares.sum::<Tensor>().sqrt().double_value(&[])
+        let squares = |gradients: &[Tensor]| {
+            let of_each = gradients.iter().map(|tensor| tensor.norm().to_kind(Kind::Double).square());
+            of_each.sum::<Tensor>().double_value(&[])
+        };
+        let (of_latents, others) = self.gradients.split_at(3);
+        [squares(of_latents), squares(others)]
     }
 
     fn update(&mut self, rates: Rates) {
@@ -384,6 +459,19 @@ impl Backend for Torch {
         for gradient in &mut self.gradients {
             let _ = gradient.zero_();
         }
+    }
+
+    fn all_reduce(&self, team: &dyn Collective, rows: &mut Shared) -> Result<(), CollectiveError> {
+        sum_tensor(team, &mut rows.0)
+    }
+
+    /// Of all latents: nearly all have gradients where a device is worth while.
+    fn all_reduce_gradients(&mut self, team: &dyn Collective) -> Result<(), CollectiveError> {
+        self.gradients.iter_mut().try_for_each(|gradient| sum_tensor(team, gradient))
+    }
+
+    fn all_reduce_bias_gradient(&mut self, team: &dyn Collective) -> Result<(), CollectiveError> {
+        sum_tensor(team, &mut self.gradients[3])
     }
 
     fn arrays(&self) -> Vec<(String, Vec<usize>, Array<'_>)> {

@@ -16,8 +16,11 @@ macro_rules! with {
     }};
 }
 
+mod distributed;
 mod engines;
 mod objectives;
+mod scaling;
 mod state;
 mod toy;
+mod traffic;
 mod training;

@@ -26,7 +26,7 @@ use super::{Encoder, Par, Precision};
 use crate::{SaeError, WeightDtype};
 
 /// Rows of a block. More would read weights less often, but the block and its running selections leave the cache.
-const BLOCK: usize = 256;
+pub(super) const BLOCK: usize = 256;
 /// Up to so many rows are bound by reading the weights.
 const FEW: usize = 8;
 
