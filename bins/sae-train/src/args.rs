@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use mm_data::{SourceSpec, TokenDtype};
 use model_kit::{PrecisionArgs, TokenArgs};
-use sae_trainer::{BiasInit, Optimizer, Schedule, Selection};
+use sae_trainer::{BiasInit, Exchange, Optimizer, Schedule, Selection};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -112,6 +112,48 @@ impl From<BiasInitName> for BiasInit {
     }
 }
 
+/// What each of several processes has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Distribute {
+    /// Every autoencoder whole; the samples are shared out
+    Data,
+    /// Some of the autoencoders, and the vectors of all samples for them
+    Modules,
+    /// Some of the latents of every autoencoder, which may be wider than one memory
+    Latents,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExchangeName {
+    /// What is fewer bytes
+    Auto,
+    /// Vectors and their codes: the same bits for any number of processes
+    Codes,
+    /// Sums of gradients, which depend on the number of processes by rounding
+    Gradients,
+}
+
+impl From<ExchangeName> for Exchange {
+    fn from(name: ExchangeName) -> Self {
+        match name {
+            ExchangeName::Auto => Self::Auto,
+            ExchangeName::Codes => Self::Codes,
+            ExchangeName::Gradients => Self::Gradients,
+        }
+    }
+}
+
+/// What carries the bytes between processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CollectiveName {
+    /// MPI on the CPU, NCCL on GPUs
+    Auto,
+    /// Open MPI or another, under mpirun or srun
+    Mpi,
+    /// NVIDIA's NCCL, a GPU for each process
+    Nccl,
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct StageArgs {
     /// LLaVA-NeXT model: a folder in Hugging Face layout or a Hub id
@@ -129,6 +171,8 @@ pub(crate) struct StageArgs {
     #[command(flatten)]
     pub(crate) step: StepArgs,
     #[command(flatten)]
+    pub(crate) team: TeamArgs,
+    #[command(flatten)]
     pub(crate) run: RunArgs,
 }
 
@@ -145,9 +189,14 @@ pub(crate) struct DataArgs {
     /// Number type of .bin tokens, where no .bin.json beside them says it; default: u16
     #[arg(long, value_enum)]
     pub(crate) token_dtype: Option<DtypeName>,
-    /// Samples per forward pass
+    /// Samples whose tokens make one batch, of all processes together
     #[arg(long, default_value_t = NonZeroUsize::new(8).expect("8 is not 0"))]
     pub(crate) batch_size: NonZeroUsize,
+    /// Samples per forward pass of the model; default: a process's share of --batch-size. 1 gives the same bits for any number of
+    /// processes
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) forward_batch_size: Option<NonZeroUsize>,
     /// Times the data set is read, each time in another order
     #[arg(long, default_value_t = NonZeroUsize::MIN)]
     pub(crate) epochs: NonZeroUsize,
@@ -266,6 +315,25 @@ pub(crate) struct StepArgs {
     /// Largest norm of all gradients of a step together; inf turns clipping off
     #[arg(long, default_value_t = 1.0)]
     pub(crate) max_grad_norm: f64,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    next_help_heading = "Several processes, started by mpirun, srun, torchrun or as a Kubernetes indexed job"
+)]
+pub(crate) struct TeamArgs {
+    /// What each process has
+    #[arg(long, value_enum, default_value_t = Distribute::Data)]
+    pub(crate) distribute: Distribute,
+    /// What the processes of --distribute data tell each other in a step
+    #[arg(long, value_enum, default_value_t = ExchangeName::Auto)]
+    pub(crate) exchange: ExchangeName,
+    /// What carries it
+    #[arg(long, value_enum, default_value_t = CollectiveName::Auto)]
+    pub(crate) collective: CollectiveName,
+    /// Seconds to wait for a process that does not answer before the run stops
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) collective_timeout: u64,
 }
 
 #[derive(Debug, Serialize, clap::Args)]

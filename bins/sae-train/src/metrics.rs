@@ -13,6 +13,62 @@ use stage_kit::EventWriter;
 pub(crate) const METRICS: &str = "metrics.jsonl";
 pub(crate) const TENSORBOARD: &str = "tensorboard";
 
+/// What one call of a trainer did, as processes tell it to the one that writes it down: bit by bit, NaN for what there is not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Step([f64; 12]);
+
+impl From<&StepReport> for Step {
+    fn from(report: &StepReport) -> Self {
+        let or_nan = |value: Option<f64>| value.unwrap_or(f64::NAN);
+        Self([
+            report.optimizer_steps as f64,
+            report.tokens as f64,
+            report.loss,
+            report.fvu,
+            or_nan(report.multi_topk_fvu),
+            or_nan(report.matryoshka_fvu),
+            or_nan(report.auxk),
+            report.l0,
+            or_nan(report.threshold),
+            report.dead_share,
+            report.lr,
+            or_nan(report.grad_norm),
+        ])
+    }
+}
+
+impl Step {
+    /// Bytes of one step.
+    const BYTES: usize = 12 * 8;
+
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
+        self.0.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    /// The step that [`Step::to_bytes`] made of `bytes`; none of other lengths.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut step = [0.0; 12];
+        for (number, bytes) in step.iter_mut().zip(bytes.as_chunks().0) {
+            *number = f64::from_le_bytes(*bytes);
+        }
+        (bytes.len() == Self::BYTES).then_some(Self(step))
+    }
+
+    pub(crate) fn optimizer_steps(self) -> u64 {
+        self.0[0] as u64
+    }
+
+    pub(crate) fn tokens(self) -> u64 {
+        self.0[1] as u64
+    }
+
+    /// FVU, L0 and the share of dead latents, for a reader.
+    pub(crate) fn words(self) -> String {
+        let [.., fvu, _, _, _, l0, _, dead, _, _] = self.0;
+        format!("fvu {fvu:.4} l0 {l0:.1} dead {:.1} %", 100.0 * dead)
+    }
+}
+
 /// Writers of one run's metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -48,31 +104,33 @@ impl Metrics {
     }
 
     /// One call of a trainer.
-    pub(crate) fn step(&mut self, name: &str, report: &StepReport) -> Result<()> {
+    pub(crate) fn step(&mut self, name: &str, step: Step) -> Result<()> {
+        let [_, _, loss, fvu, multi_topk_fvu, matryoshka_fvu, auxk, l0, threshold, dead_share, lr, grad_norm] =
+            step.0;
+        let optional = |value: f64| (!value.is_nan()).then_some(value);
         self.line(&json!({
-            "name": name, "optimizer_steps": report.optimizer_steps, "tokens": report.tokens, "loss": report.loss,
-            "fvu": report.fvu, "multi_topk_fvu": report.multi_topk_fvu, "matryoshka_fvu": report.matryoshka_fvu,
-            "auxk": report.auxk, "l0": report.l0, "threshold": report.threshold, "dead_share": report.dead_share,
-            "lr": report.lr, "grad_norm": report.grad_norm,
+            "name": name, "optimizer_steps": step.optimizer_steps(), "tokens": step.tokens(), "loss": loss,
+            "fvu": fvu, "multi_topk_fvu": optional(multi_topk_fvu), "matryoshka_fvu": optional(matryoshka_fvu),
+            "auxk": optional(auxk), "l0": l0, "threshold": optional(threshold), "dead_share": dead_share,
+            "lr": lr, "grad_norm": optional(grad_norm),
         }))?;
-        let Some(grad_norm) = report.grad_norm else { return Ok(()) };
-        let optional = [
-            ("multi_topk_fvu", report.multi_topk_fvu),
-            ("matryoshka_fvu", report.matryoshka_fvu),
-            ("auxk", report.auxk),
-            ("threshold", report.threshold),
-        ];
+        if grad_norm.is_nan() {
+            return Ok(());
+        }
         let scalars = [
-            ("loss", report.loss),
-            ("fvu", report.fvu),
-            ("l0", report.l0),
-            ("dead_share", report.dead_share),
-            ("lr", report.lr),
+            ("loss", loss),
+            ("fvu", fvu),
+            ("l0", l0),
+            ("dead_share", dead_share),
+            ("lr", lr),
             ("grad_norm", grad_norm),
+            ("multi_topk_fvu", multi_topk_fvu),
+            ("matryoshka_fvu", matryoshka_fvu),
+            ("auxk", auxk),
+            ("threshold", threshold),
         ];
-        let present = optional.into_iter().filter_map(|(tag, value)| Some((tag, value?)));
-        for (tag, value) in scalars.into_iter().chain(present) {
-            self.events.scalar(&format!("{name}/{tag}"), report.optimizer_steps, value as f32)?;
+        for (tag, value) in scalars.into_iter().filter(|(_, value)| !value.is_nan()) {
+            self.events.scalar(&format!("{name}/{tag}"), step.optimizer_steps(), value as f32)?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! [`Order`]: which sample comes when, over all epochs.
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 
 use mm_data::shuffled_order;
@@ -53,6 +54,37 @@ impl Order {
     }
 }
 
+/// Which share of each batch of `batch` samples is one process's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    pub(crate) rank: usize,
+    pub(crate) size: usize,
+    pub(crate) batch: usize,
+}
+
+impl Share {
+    /// Its part of a batch of `samples` samples: parts differ by one at most, the first being the larger ones.
+    pub(crate) fn of(self, samples: usize) -> Range<usize> {
+        let (each, larger) = (samples / self.size, samples % self.size);
+        let start = self.rank * each + self.rank.min(larger);
+        start..start + each + usize::from(self.rank < larger)
+    }
+
+    /// Its samples of the `len` positions of `samples`, which start at position `start`, the first of a batch.
+    pub(crate) fn choose(
+        self,
+        samples: impl Iterator<Item = u32> + Send,
+        start: usize,
+        len: usize,
+    ) -> impl Iterator<Item = u32> + Send {
+        let chosen = (start..).zip(samples).filter(move |(position, _)| {
+            let within = position % self.batch;
+            self.of(self.batch.min(len - (position - within))).contains(&within)
+        });
+        chosen.map(|(_, sample)| sample)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +114,28 @@ mod tests {
         assert_eq!(all.len(), 21);
         for start in 0..=21 {
             assert!(order.from(start).eq(all[start..].iter().copied()), "from {start}");
+        }
+    }
+
+    #[test]
+    fn shares_of_every_batch_make_up_the_batch() {
+        let (order, _) = Order::new(10, 0, None, size(2), 3);
+        let all: Vec<u32> = order.from(0).collect();
+        for (ranks, batch) in [(1, 4), (2, 4), (3, 4), (3, 7)] {
+            for start in [0, batch] {
+                let mut shares: Vec<_> = (0..ranks)
+                    .map(|rank| Share { rank, size: ranks, batch }.choose(order.from(start), start, 20))
+                    .collect();
+                let mut together = Vec::new();
+                for first in (start..20).step_by(batch) {
+                    for (rank, share) in shares.iter_mut().enumerate() {
+                        let count = Share { rank, size: ranks, batch }.of(batch.min(20 - first)).len();
+                        together.extend(share.take(count));
+                    }
+                }
+                assert_eq!(together, all[start..], "{ranks} ranks, batches of {batch}, from {start}");
+                assert!(shares.into_iter().all(|mut share| share.next().is_none()));
+            }
         }
     }
 }

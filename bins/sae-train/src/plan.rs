@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lmm_hooks::LlavaNext;
 use model_kit::{FittingSae, SaeFolders};
 use sae_core::{Activation as Kind, Sae};
-use sae_trainer::{Selection, Trainer, TrainerConfig};
+use sae_trainer::{Distribution, Engine, Selection, Trainer, TrainerConfig};
 use sae_types::HookPoint;
 
 use crate::args::{Activation, StageArgs};
@@ -32,11 +32,12 @@ impl Planned {
         std::iter::once(&self.hook).chain(&self.input)
     }
 
-    /// A trainer at its beginning.
-    pub(crate) fn trainer(&self, device: tch::Device) -> Result<Trainer> {
+    /// A trainer at its beginning, one of those of `distribution`.
+    pub(crate) fn trainer(&self, device: tch::Device, distribution: Distribution) -> Result<Trainer> {
+        let config = self.config.clone();
         let trainer = match &self.start {
-            None => Trainer::new(self.config.clone(), device)?,
-            Some(folder) => Trainer::from_sae(self.config.clone(), &Sae::load(folder)?, device)?,
+            None => Trainer::distributed(config, device, Engine::usual(device), distribution)?,
+            Some(folder) => Trainer::distributed_from_sae(config, &Sae::load(folder)?, device, distribution)?,
         };
         Ok(trainer)
     }

@@ -8,13 +8,14 @@ use lmm_hooks::LlavaNext;
 use lmm_prep::{LlavaNextConfig, Processor};
 use mm_data::Concat;
 use model_kit::TorchArgs;
-use sae_trainer::MemoryEstimate;
+use sae_trainer::{MemoryEstimate, TrainerConfig};
 use stage_kit::{HostMemory, format_bytes, free_disk};
 use tch::Device;
 use torch_nn::DeviceChoice;
 
 use crate::args::StageArgs;
 use crate::plan::Planned;
+use crate::team::Team;
 
 /// Tokens whose logits an evaluation holds at once.
 const LOGIT_ROWS: u64 = 1024;
@@ -40,14 +41,16 @@ pub(crate) struct Needs {
     folder: PathBuf,
 }
 
-/// Predicts a run's needs from its flags, the model's configuration and `longest`, the tokens of the longest of some samples.
-/// `device` is absent where a dry run is made for a machine that has another.
+/// Predicts a run's needs from its flags, the model's configuration and `longest`, the tokens of the longest of some samples: the memory of
+/// one process of `team`, the disk of all. `device` is absent where a dry run is made for a machine that has another.
+#[expect(clippy::too_many_arguments, reason = "each is one thing that a run is made of")]
 pub(crate) fn estimate(
     args: &StageArgs,
     config: &LlavaNextConfig,
     torch: TorchArgs,
     device: Option<Device>,
     planned: &[Planned],
+    team: &Team,
     steps: u64,
     longest: usize,
 ) -> Result<Needs> {
@@ -55,14 +58,20 @@ pub(crate) fn estimate(
     let on_cpu = torch.device == DeviceChoice::Cpu;
     let text = &config.text_config;
     let tokens = (longest as u64).saturating_mul(args.data.batch_size.get() as u64).min(MOST_TOKENS);
+    let own = args.data.batch_size.get().div_ceil(team.size());
+    let at_once = args.data.forward_batch_size.map_or(own, |size| size.get().min(own));
+    let forward = (longest as u64).saturating_mul(at_once as u64).min(MOST_TOKENS);
     let element = kind.elt_size_in_bytes() as u64;
     let (width, inner) = (text.hidden_size as u64, text.intermediate_size as u64);
     let weights = LlavaNext::parameter_bytes(config, kind, args.run.precision.weights())?;
     let points =
         planned.iter().flat_map(Planned::points).collect::<std::collections::BTreeSet<_>>().len() as u64;
-    let estimates: Vec<MemoryEstimate> = planned.iter().map(|planned| planned.config.memory()).collect();
-    let sum =
-        |of: fn(&MemoryEstimate) -> usize| estimates.iter().map(|estimate| of(estimate) as u64).sum::<u64>();
+    let whole: Vec<MemoryEstimate> = planned.iter().map(|planned| planned.config.memory()).collect();
+    let estimates: Vec<MemoryEstimate> = team.own_parts(planned).iter().map(TrainerConfig::memory).collect();
+    let sum_of = |estimates: &[MemoryEstimate], of: fn(&MemoryEstimate) -> usize| {
+        estimates.iter().map(|estimate| of(estimate) as u64).sum::<u64>()
+    };
+    let sum = |of| sum_of(&estimates, of);
     let largest = |of: &dyn Fn(&MemoryEstimate) -> usize| estimates.iter().map(of).max().unwrap_or(0) as u64;
     let part = (tokens as usize).div_ceil(args.step.micro_acc_steps.get());
     // One trainer works at a time.
@@ -74,7 +83,7 @@ pub(crate) fn estimate(
     let memory = vec![
         ("model", weights),
         // Residual stream, norms, attention's in- and outputs, the three inner vectors of the MLP.
-        ("forward pass, about", tokens * (10 * width + 3 * inner) * element),
+        ("forward pass, about", forward * (10 * width + 3 * inner) * element),
         ("hidden states", tokens * width * 4 * points),
         ("autoencoders", parameters),
         ("optimizer", sum(|estimate| estimate.optimizer_state)),
@@ -82,7 +91,10 @@ pub(crate) fn estimate(
         ("a step's buffers", working),
         ("evaluation and saving, about", parameters + 3 * LOGIT_ROWS * text.vocab_size as u64 * 4),
     ];
-    let state = parameters + sum(|estimate| estimate.optimizer_state) + sum(|estimate| estimate.gradients);
+    let parameters = sum_of(&whole, |estimate| estimate.parameters);
+    let state = parameters
+        + sum_of(&whole, |estimate| estimate.optimizer_state)
+        + sum_of(&whole, |estimate| estimate.gradients);
     let mut disk = vec![("autoencoders", parameters)];
     if args.run.save_every > 0 {
         // A new checkpoint is whole before the old one goes.
@@ -104,7 +116,7 @@ pub(crate) fn estimate(
     Ok(Needs {
         autoencoders: planned
             .iter()
-            .zip(&estimates)
+            .zip(&whole)
             .map(|(planned, estimate)| {
                 (
                     planned.name.clone(),
@@ -115,7 +127,7 @@ pub(crate) fn estimate(
             })
             .collect(),
         steps,
-        tokens_per_pass: tokens,
+        tokens_per_pass: forward,
         memory,
         has_memory,
         has_disk: free_disk(&folder).ok(),

@@ -1,76 +1,101 @@
-//! The training stage: samples through the model, hidden states to the trainers, autoencoders to disk.
+//! The training stage: what is trained on what, whether it fits, and where it goes on from.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
-use mm_data::{BadRecords, Concat};
-use model_kit::{LeftOut, ModelFolder, OpenModel, SampleBatches, TorchArgs};
-use sae_core::WeightDtype;
-use sae_eval::{Evaluation, Subject};
-use sae_trainer::Trainer;
+use anyhow::{Context, Result, ensure};
+use mm_data::Concat;
+use model_kit::{ModelFolder, OpenModel, TorchArgs};
 use sae_types::HookPoint;
 use serde_json::{Value, json};
-use stage_kit::{
-    Checkpoints, CommonArgs, Existing, Interrupt, Interrupted, OutputFolder, Progress, RunManifest,
-    UsageError, hash_file,
-};
+use stage_kit::{Checkpoints, CommonArgs, Existing, OutputFolder, RunManifest, UsageError, hash_file};
+use tch::Device;
+use torch_nn::DeviceChoice;
 
 use crate::args::StageArgs;
-use crate::metrics::{METRICS, Metrics, TENSORBOARD};
-use crate::order::Order;
+use crate::order::{Order, Share};
 use crate::plan::{Planned, plan};
-use crate::rows::{counted, positions};
-use crate::state::{RunState, Settings, check_settings};
+use crate::saving::CONFIG;
+use crate::state::{Settings, check_settings};
+use crate::team::Team;
 use crate::{data, preflight};
 
-/// The autoencoders with the smallest FVU on held-out samples, below the output folder.
-const BEST: &str = "best";
-/// What was trained and by which settings.
-const CONFIG: &str = "config.json";
-/// The samples that were left out.
-const BAD_RECORDS: &str = "bad_records.jsonl";
-
-/// One autoencoder in training.
-struct Training {
-    planned: Planned,
-    trainer: Trainer,
-    /// Calls of its trainer.
-    calls: u64,
-    /// The smallest FVU on held-out samples.
-    best: Option<f64>,
-}
-
 /// All that a run works on.
-struct Stage<'a> {
-    args: &'a StageArgs,
-    dataset: Arc<Concat>,
-    model: OpenModel,
-    order: Order,
-    held_out: Vec<u32>,
-    points: Vec<HookPoint>,
-    settings: Settings,
-    checkpoints: Checkpoints,
+pub(crate) struct Stage<'a> {
+    pub(crate) args: &'a StageArgs,
+    pub(crate) team: &'a Team,
+    pub(crate) dataset: Arc<Concat>,
+    pub(crate) model: OpenModel,
+    pub(crate) order: Order,
+    pub(crate) share: Share,
+    pub(crate) held_out: Vec<u32>,
+    pub(crate) points: Vec<HookPoint>,
+    pub(crate) settings: Settings,
+    /// The folder of checkpoints, and what writes into it, which the leader has.
+    pub(crate) checkpoint_folder: PathBuf,
+    pub(crate) checkpoints: Option<Checkpoints>,
+    /// The checkpoint to go on from.
+    pub(crate) resumed: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Result<()> {
-    if common.world()?.size > 1 {
-        return Err(UsageError::new("sae-train runs as one process: leave --world-size at 1").into());
+/// Trains. The other processes are left in `team`, for who has to end them after an error.
+pub(crate) fn run(
+    args: &StageArgs,
+    torch: TorchArgs,
+    common: &CommonArgs,
+    team: &mut Option<Team>,
+) -> Result<()> {
+    let world = common.world()?;
+    let batch = args.data.batch_size.get();
+    if world.size > batch {
+        return Err(UsageError::new(format!(
+            "{} processes cannot share --batch-size {batch}: give each a sample at least",
+            world.size
+        ))
+        .into());
     }
-    let mut run = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
-    run.seed = Some(common.seed);
-    let finished = args.run.resume && args.run.save_dir.join("run.json").exists();
-    if !finished {
-        OutputFolder::check(&args.run.save_dir, Existing::from_overwrite(args.run.overwrite))?;
-    }
-    let device = match torch.device.open() {
+    let choice = match torch.device {
+        // One GPU of a machine for each of its processes.
+        DeviceChoice::Cuda(0) if world.size > 1 => DeviceChoice::Cuda(local_rank()?),
+        choice => choice,
+    };
+    let device = match choice.open() {
         Ok(device) => Some(device),
         // A dry run may be for another machine.
         Err(_) if args.run.dry_run => None,
-        Err(error) => return Err(error).with_context(|| format!("cannot use --device {}", torch.device)),
+        Err(error) => return Err(error).with_context(|| format!("cannot use --device {choice}")),
     };
+    let team = team.insert(Team::open(&args.team, world, device)?);
+    with_team(args, torch, common, team, (choice, device))
+}
+
+/// Which of the processes on this machine this is, by the variables of torchrun, Open MPI and SLURM.
+fn local_rank() -> Result<usize> {
+    for name in ["LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"] {
+        if let Ok(text) = std::env::var(name) {
+            return text.parse().with_context(|| format!("{name}={text:?} is no number"));
+        }
+    }
+    // Kubernetes gives each of its pods a machine of its own to see.
+    Ok(0)
+}
+
+fn with_team(
+    args: &StageArgs,
+    torch: TorchArgs,
+    common: &CommonArgs,
+    team: &Team,
+    (choice, device): (DeviceChoice, Option<Device>),
+) -> Result<()> {
+    let mut run = RunManifest::start(env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION"));
+    run.seed = Some(common.seed);
+    let finished = args.run.resume && args.run.save_dir.join("run.json").exists();
+    let finished = team.from_leader(&finished)?;
+    if !finished && team.leads() {
+        OutputFolder::check(&args.run.save_dir, Existing::from_overwrite(args.run.overwrite))?;
+    }
     let found = ModelFolder::find(&args.model)?;
     let network = found.hollow()?;
     let checkpoint_folder = checkpoint_folder(&args.run.save_dir)?;
@@ -79,8 +104,10 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     for (role, source, sha256) in inputs {
         run.input(role, &source, sha256);
     }
+    let theirs = team.from_leader(&settings)?;
+    same_settings(&theirs, &settings)?;
     if finished {
-        return already_finished(args, &settings, &checkpoint_folder);
+        return if team.leads() { already_finished(args, &settings, &checkpoint_folder) } else { Ok(()) };
     }
 
     let data = &args.data;
@@ -99,17 +126,39 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
     let points: Vec<HookPoint> = points.into_iter().cloned().collect();
 
     let longest = preflight::longest(&dataset, &found.processor, order.from(0));
-    let needs = preflight::estimate(args, network.config(), torch, device, &planned, steps, longest)?;
+    let local = TorchArgs { device: choice, ..torch };
+    let needs = preflight::estimate(args, network.config(), local, device, &planned, team, steps, longest)?;
     if args.run.dry_run {
-        write!(stage_kit::stdout(), "{needs}")?;
-        return needs.fits();
+        if team.leads() {
+            write!(stage_kit::stdout(), "{needs}")?;
+        }
+        return team.together(needs.fits());
     }
     if !args.run.no_preflight {
-        needs.fits()?;
+        team.together(needs.fits())?;
     }
-    let model = found.load(torch, args.run.precision.weights())?;
-    let checkpoints = open_checkpoints(args, &checkpoint_folder)?;
-    let stage = Stage { args, dataset, model, order, held_out, points, settings, checkpoints };
+    let model = found.load(local, args.run.precision.weights())?;
+    let checkpoints = if team.leads() { Some(open_checkpoints(args, &checkpoint_folder)?) } else { None };
+    let latest = match &checkpoints {
+        Some(checkpoints) if args.run.resume => checkpoints.latest()?.map(|step| step.path),
+        _ => None,
+    };
+    let resumed = team.from_leader(&latest)?;
+    let share = team.share(data.batch_size.get());
+    let stage = Stage {
+        args,
+        team,
+        dataset,
+        model,
+        order,
+        share,
+        held_out,
+        points,
+        settings,
+        checkpoint_folder,
+        checkpoints,
+        resumed,
+    };
     let evaluations = match stage.train(planned, run) {
         Ok(evaluations) => evaluations,
         Err(error) => {
@@ -117,12 +166,14 @@ pub(crate) fn run(args: &StageArgs, torch: TorchArgs, common: &CommonArgs) -> Re
             return Err(error);
         }
     };
-    if !args.run.keep_checkpoint {
-        stage.checkpoints.remove()?;
-    }
-    // Last: a reader of stdout that went away ends the run here, and must not cost the autoencoders.
-    for (name, evaluation) in &evaluations {
-        writeln!(stage_kit::stdout(), "{}", json!({"name": name, "held_out": evaluation}))?;
+    if let Some(checkpoints) = stage.checkpoints {
+        if !args.run.keep_checkpoint {
+            checkpoints.remove()?;
+        }
+        // Last: a reader of stdout that went away ends the run here, and must not cost the autoencoders.
+        for (name, evaluation) in &evaluations {
+            writeln!(stage_kit::stdout(), "{}", json!({"name": name, "held_out": evaluation}))?;
+        }
     }
     Ok(())
 }
@@ -167,6 +218,14 @@ fn checkpoint_folder(save_dir: &Path) -> Result<PathBuf> {
     Ok(save_dir.with_file_name(name))
 }
 
+/// Refuses to train something else than the leader.
+fn same_settings(leader: &Settings, own: &Settings) -> Result<()> {
+    let differs = |name: &&String| leader.get(*name) != own.get(*name);
+    let names: BTreeSet<&String> = leader.keys().chain(own.keys()).filter(differs).collect();
+    ensure!(names.is_empty(), "the processes were started with different flags or inputs: {names:?}");
+    Ok(())
+}
+
 type Inputs = Vec<(&'static str, String, String)>;
 
 /// What the result depends on, by the names of the flags, and what is read.
@@ -189,274 +248,4 @@ fn settings(
     settings.insert("--device".into(), torch.device.to_string());
     settings.insert("--dtype".into(), torch.dtype.to_string());
     Ok((settings, inputs))
-}
-
-impl Stage<'_> {
-    fn train(&self, planned: Vec<Planned>, mut run: RunManifest) -> Result<BTreeMap<String, Evaluation>> {
-        let args = self.args;
-        let interrupt = Interrupt::defer();
-        let device = self.model.network.device();
-        let mut state = self.start_state()?;
-        let mut trainings = planned
-            .into_iter()
-            .map(|planned| {
-                let config = &planned.config;
-                tracing::info!(
-                    name = %planned.name, d_in = config.d_in, num_latents = config.num_latents, k = config.k,
-                    steps = config.total_steps, "training"
-                );
-                let mut trainer = planned.trainer(device)?;
-                if let Some(folder) = self.resumed()? {
-                    trainer.load_state(&trainer_file(&folder, &planned.name))?;
-                }
-                let calls = state.calls.get(&planned.name).copied().unwrap_or(0);
-                let best = state.best.get(&planned.name).and_then(|fvu| fvu.parse().ok());
-                Ok(Training { planned, trainer, calls, best })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let tokens = trainings.last().map_or(0, |training| training.trainer.tokens());
-        let mut metrics =
-            Metrics::open(self.checkpoints.folder(), state.metrics_bytes, steps_of(&trainings), tokens)?;
-        let mut batches = self.batches(self.order.from(state.samples), state.left_out.clone());
-        let progress = Progress::new("training", "samples", Some(self.order.len() as u64));
-        progress.skip(state.samples as u64);
-
-        while let Some(batch) = batches.next_batch()? {
-            state.samples += batch.read;
-            let before = steps_of(&trainings);
-            let mut last = None;
-            if let Some(counted) = counted(&args.data, &self.model, &batch.samples, &self.points)? {
-                for training in &mut trainings {
-                    let Training { planned, trainer, calls, .. } = training;
-                    let first = *calls == 0;
-                    let Some(report) = counted.train(&args.data, planned, trainer, first)? else { continue };
-                    *calls += 1;
-                    metrics.step(&planned.name, &report)?;
-                    last = Some((planned.name.as_str(), report));
-                }
-            }
-            if let Some((name, report)) = last {
-                let per_second = metrics.speed(report.optimizer_steps, report.tokens)?;
-                progress.note(format_args!(
-                    "{name} fvu {:.4} l0 {:.1} dead {:.1} %, {per_second:.0} tokens/s",
-                    report.fvu,
-                    report.l0,
-                    100.0 * report.dead_share
-                ));
-            }
-            progress.inc(batch.read as u64);
-            let steps = steps_of(&trainings);
-            let due = |every: u64| every > 0 && steps > before && steps.is_multiple_of(every);
-            if due(args.run.eval_every) {
-                self.evaluate_and_keep(&mut trainings, &mut metrics, steps)?;
-            }
-            if let Some(signal) = interrupt.signal() {
-                drop(progress);
-                self.save(&mut state, &trainings, &batches, &mut metrics, steps)?;
-                tracing::warn!("stopped at optimizer step {steps}; go on with --resume");
-                return Err(Interrupted(signal).into());
-            }
-            if due(args.run.save_every) {
-                self.save(&mut state, &trainings, &batches, &mut metrics, steps)?;
-            }
-        }
-        progress.finish();
-        drop(interrupt);
-        if let Some(training) = trainings.iter().find(|training| training.calls == 0) {
-            bail!(
-                "no token of any sample counts, so {} was not trained: look at --roles, --image-weight, --text-weight, \
-                 --ctx-len and --max-norm-multiple",
-                training.planned.name
-            );
-        }
-
-        let steps = steps_of(&trainings);
-        let evaluations = self.evaluate_and_keep(&mut trainings, &mut metrics, steps)?;
-        metrics.flush()?;
-        drop(metrics);
-        let output = OutputFolder::create(&args.run.save_dir, Existing::from_overwrite(args.run.overwrite))?;
-        for Training { planned, trainer, .. } in &trainings {
-            run.count(&format!("{} tokens", planned.name), trainer.tokens());
-            trainer.to_sae()?.save(&output.path().join(&planned.name), WeightDtype::F32)?;
-        }
-        self.write_rest(&output, &evaluations, &trainings)?;
-        run.count("samples", self.order.len() as u64);
-        run.count("bad records", batches.bad().bad());
-        run.count("optimizer steps", steps);
-        if batches.bad().bad() > 0 {
-            batches.bad().write_list(&output.path().join(BAD_RECORDS))?;
-        }
-        if let Some(report) = self.model.network.quantisation() {
-            let report = json!({
-                "mean_relative_error": report.mean_error(), "bytes_before": report.bytes_before(),
-                "bytes_after": report.bytes_after(), "matrices": report.matrices,
-            });
-            write(&output, "quantisation.json", &format!("{}\n", serde_json::to_string_pretty(&report)?))?;
-        }
-        output.commit(run)?;
-        Ok(evaluations)
-    }
-
-    /// After an error: says what a run can go on from, or removes a folder that holds nothing of the kind.
-    fn leave(self, error: &anyhow::Error) {
-        match self.checkpoints.latest() {
-            Ok(Some(step)) if !error.is::<Interrupted>() => tracing::warn!(
-                "the last checkpoint is that of optimizer step {}; go on with --resume",
-                step.step
-            ),
-            // What cannot be removed either must not hide the error.
-            Ok(None) => drop(self.checkpoints.remove()),
-            _ => {}
-        }
-    }
-
-    /// The checkpoint to go on from.
-    fn resumed(&self) -> Result<Option<PathBuf>> {
-        Ok(if self.args.run.resume { self.checkpoints.latest()?.map(|step| step.path) } else { None })
-    }
-
-    /// How far the run is when it starts.
-    fn start_state(&self) -> Result<RunState> {
-        if let Some(folder) = self.resumed()? {
-            let state = RunState::read(&folder)?;
-            check_settings(&state.settings, &self.settings)?;
-            tracing::info!("going on from {} with sample {}", folder.display(), state.samples);
-            return Ok(state);
-        }
-        Ok(RunState {
-            settings: self.settings.clone(),
-            samples: 0,
-            metrics_bytes: 0,
-            left_out: LeftOut::default(),
-            calls: BTreeMap::new(),
-            best: BTreeMap::new(),
-        })
-    }
-
-    fn batches(&self, order: impl Iterator<Item = u32> + Send + 'static, left_out: LeftOut) -> SampleBatches {
-        let data = &self.args.data;
-        let policy = BadRecords::up_to(data.max_bad);
-        SampleBatches::new(&self.dataset, &self.model.processor, order, data.batch_size, policy, left_out)
-    }
-
-    /// Writes a checkpoint that a run can go on from, with autoencoders that can be used.
-    fn save(
-        &self,
-        state: &mut RunState,
-        trainings: &[Training],
-        batches: &SampleBatches,
-        metrics: &mut Metrics,
-        steps: u64,
-    ) -> Result<()> {
-        state.metrics_bytes = metrics.flush()?;
-        state.left_out = batches.left_out();
-        for Training { planned, calls, best, .. } in trainings {
-            state.calls.insert(planned.name.clone(), *calls);
-            state.best.extend(best.map(|best| (planned.name.clone(), best.to_string())));
-        }
-        self.checkpoints.write::<anyhow::Error>(steps, |folder| {
-            state.write(folder)?;
-            for Training { planned, trainer, .. } in trainings {
-                trainer.to_sae()?.save(&folder.join(&planned.name), WeightDtype::F32)?;
-                trainer.save_state(&trainer_file(folder, &planned.name))?;
-            }
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    /// Measures all autoencoders on the held-out samples and keeps the best of each so far.
-    fn evaluate_and_keep(
-        &self,
-        trainings: &mut [Training],
-        metrics: &mut Metrics,
-        steps: u64,
-    ) -> Result<BTreeMap<String, Evaluation>> {
-        let evaluations = self.evaluate(trainings)?;
-        for Training { planned, trainer, best, .. } in trainings {
-            let Some(evaluation) = evaluations.get(&planned.name) else { continue };
-            metrics.evaluation(&planned.name, steps, &serde_json::to_value(evaluation)?)?;
-            let better = evaluation.fvu.filter(|fvu| best.is_none_or(|best| *fvu < best));
-            if better.is_some() {
-                *best = better;
-                if self.args.run.eval_every > 0 {
-                    let folder = self.checkpoints.folder().join(BEST).join(&planned.name);
-                    trainer.to_sae()?.save(&folder, WeightDtype::F32)?;
-                }
-            }
-        }
-        Ok(evaluations)
-    }
-
-    fn evaluate(&self, trainings: &[Training]) -> Result<BTreeMap<String, Evaluation>> {
-        let saes = trainings
-            .iter()
-            .map(|training| Ok((&training.planned, training.trainer.to_sae()?)))
-            .collect::<Result<Vec<_>>>()?;
-        let subjects = saes.iter().map(|(planned, sae)| {
-            let (name, hook) = (planned.name.clone(), planned.hook.clone());
-            match &planned.input {
-                None => Subject::autoencoder(name, hook, sae),
-                Some(input) => Subject::transcoder(name, input.clone(), hook, sae),
-            }
-        });
-        let (args, model) = (self.args, &self.model);
-        let batches = self.batches(self.held_out.clone().into_iter(), LeftOut::default());
-        let total = self.held_out.len() as u64;
-        let evaluations = model_kit::evaluate(model, subjects.collect(), batches, total, |inputs| {
-            positions(&args.data, model, inputs).0
-        })?;
-        Ok(evaluations.into_iter().map(|evaluation| (evaluation.name.clone(), evaluation)).collect())
-    }
-
-    /// What stands in the output folder beside the autoencoders.
-    fn write_rest(
-        &self,
-        output: &OutputFolder,
-        evaluations: &BTreeMap<String, Evaluation>,
-        trainings: &[Training],
-    ) -> Result<()> {
-        let args = self.args;
-        write(output, "evaluation.json", &format!("{}\n", serde_json::to_string_pretty(evaluations)?))?;
-        let hooks: Vec<&HookPoint> = trainings.iter().map(|training| &training.planned.hook).collect();
-        let config = json!({
-            "model": args.model, "dataset": args.sources(), "split": args.data.split,
-            "ctx_len": args.data.tokens.ctx_len, "hookpoints": hooks, "settings": self.settings,
-        });
-        write(output, CONFIG, &format!("{}\n", serde_json::to_string_pretty(&config)?))?;
-        for name in [METRICS, TENSORBOARD, BEST] {
-            // Copied, not moved: whoever is killed now goes on from the checkpoint, which needs them.
-            copy(&self.checkpoints.folder().join(name), &output.path().join(name))?;
-        }
-        Ok(())
-    }
-}
-
-/// Optimizer steps taken.
-fn steps_of(trainings: &[Training]) -> u64 {
-    trainings.iter().map(|training| training.trainer.optimizer_steps()).max().unwrap_or(0)
-}
-
-fn trainer_file(folder: &Path, name: &str) -> PathBuf {
-    folder.join(name).join("trainer.safetensors")
-}
-
-fn write(output: &OutputFolder, name: &str, text: &str) -> Result<()> {
-    let path = output.path().join(name);
-    std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Copies a file or folder, if it is there.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let context = || format!("cannot copy {} to {}", from.display(), to.display());
-    if from.is_dir() {
-        std::fs::create_dir(to).with_context(context)?;
-        for entry in std::fs::read_dir(from).with_context(context)? {
-            let name = entry.with_context(context)?.file_name();
-            copy(&from.join(&name), &to.join(&name))?;
-        }
-    } else if from.exists() {
-        std::fs::copy(from, to).with_context(context)?;
-    }
-    Ok(())
 }

@@ -68,8 +68,6 @@ fn a_world_of_several() {
     let arguments = "images model images --sae sae --save-dir out --rank 2 --world-size 2";
     scratch.refuses("sae-cache", arguments, 2, &["rank 2 of 2"]);
     for world in ["--world-size 2", "--rank 0 --world-size 2"] {
-        let arguments = format!("{TRAIN} --layers 2 {world}");
-        scratch.refuses("sae-train", &arguments, 2, &["--world-size"]);
         scratch.refuses(
             "sae-data",
             &format!("shapes --count 1 --save-dir out {world}"),
@@ -77,6 +75,10 @@ fn a_world_of_several() {
             &["--world-size"],
         );
     }
+    scratch.refuses("sae-train", &format!("{TRAIN} --layers 2 --world-size 2"), 2, &["--rank"]);
+    // Nobody started the other: built with MPI or without, that is said.
+    let arguments = format!("{TRAIN} --layers 2 --rank 0 --world-size 2");
+    scratch.refuses("sae-train", &arguments, 1, &["MPI cannot be used"]);
 }
 
 #[test]
