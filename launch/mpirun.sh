@@ -43,7 +43,7 @@ flags=(
     --mca oob_tcp_keepalive_time 2 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3
     --mca odls_base_sigkill_timeout "$grace"
 )
-for variable in HF_HOME HF_TOKEN HF_HUB_OFFLINE RUST_LOG; do
+for variable in HF_HOME HF_TOKEN HF_HUB_OFFLINE RUST_LOG LD_LIBRARY_PATH "${!NCCL_@}"; do
     if [[ -v $variable ]]; then flags+=(-x "$variable"); fi
 done
 if ((processes * threads <= cores)); then
@@ -57,9 +57,11 @@ if ((EUID == 0)); then flags+=(--allow-run-as-root); fi
 
 # A signal ends mpirun and is no reason to start again.
 stopped=
-trap 'stopped=yes; kill -TERM "$job" 2>/dev/null' TERM INT
+job=
+trap 'stopped=yes; [[ -z $job ]] || kill -TERM "$job" 2>/dev/null' TERM INT
 
 for ((start = 0; ; start++)); do
+    if [[ -n $stopped ]]; then exit 143; fi
     # Not as a part of the terminal's foreground: Ctrl-C is handed on once.
     setsid mpirun "${flags[@]}" "${more[@]}" "$binary" "$@" --resume &
     job=$!

@@ -72,7 +72,7 @@ down() {
         kill "$(cat "$switch/pid")" 2>/dev/null || true
         rm -r "$switch"
     fi
-    for namespace in $(ip netns list | awk '{print $1}' | grep -x "$name[0-9]*" || true); do
+    for namespace in $(ip netns list | awk '{print $1}' | grep -x "${name}[0-9]*" || true); do
         ip netns pids "$namespace" | xargs -r kill -9
         ip link del "$name-b${namespace#"$name"}" 2>/dev/null || true
         ip netns del "$namespace"

@@ -103,7 +103,7 @@ pub(crate) fn run(args: &ReconstructionArgs, torch: TorchArgs, common: &CommonAr
         LeftOut::default(),
     );
     let counted = |inputs: &Inputs| args.tokens.positions(&model.processor, inputs);
-    let evaluations = model_kit::evaluate(&model, subjects, batches, total, counted, || ())?;
+    let evaluations = model_kit::evaluate(&model, subjects, batches, total, counted, || true)?;
 
     let by_hook: BTreeMap<&str, &Evaluation> =
         evaluations.iter().map(|evaluation| (evaluation.name.as_str(), evaluation)).collect();

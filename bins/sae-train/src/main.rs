@@ -37,7 +37,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let mut team = None;
-    let mut failed = false;
+    let mut stopped = false;
     let code = stage_kit::main_with(|| {
         let Args { stage, torch, mut common } = Args::parse();
         // One process tells how far the run is; of the others, warnings.
@@ -46,11 +46,12 @@ fn main() -> ExitCode {
         }
         common.init_logging();
         let result = stage::run(&stage, torch, &common, &mut team);
-        failed = result.as_ref().is_err_and(|error| !error.is::<Interrupted>());
+        stopped = result.as_ref().is_err_and(anyhow::Error::is::<Interrupted>);
         result
     });
     if let Some(team) = team
-        && failed
+        && code != ExitCode::SUCCESS
+        && !stopped
     {
         // The others would wait.
         std::thread::sleep(LAST_WORDS);

@@ -13,7 +13,7 @@ use stage_kit::{HostMemory, format_bytes, free_disk};
 use tch::Device;
 use torch_nn::DeviceChoice;
 
-use crate::args::StageArgs;
+use crate::args::{Distribute, StageArgs};
 use crate::plan::Planned;
 use crate::team::Team;
 
@@ -32,10 +32,14 @@ pub(crate) struct Needs {
     autoencoders: Vec<(String, usize, usize, u64)>,
     steps: u64,
     tokens_per_pass: u64,
-    /// What takes memory where the model runs.
+    /// What takes memory where the model runs, of one process.
     memory: Vec<(&'static str, u64)>,
     /// Memory there is, and where; unknown on some systems.
     has_memory: (Option<u64>, String),
+    /// Processes that share this memory.
+    sharing: usize,
+    /// Whether some of it is for measuring autoencoders of which no process has the whole.
+    gathers: bool,
     disk: Vec<(&'static str, u64)>,
     has_disk: Option<u64>,
     folder: PathBuf,
@@ -80,6 +84,17 @@ pub(crate) fn estimate(
         estimate.per_token_bytes * part + on_device
     });
     let parameters = sum(|estimate| estimate.parameters);
+    let gathers =
+        args.team.distribute == Distribute::Latents && team.size() > 1 && args.run.eval_examples > 0;
+    // As `evaluate` gives them out: each process loads the whole of those that it measures.
+    let mut measured = vec![0; if gathers { team.size() } else { 1 }];
+    if gathers {
+        let ranks = measured.len();
+        for (index, estimate) in whole.iter().enumerate() {
+            measured[index % ranks] += estimate.parameters as u64;
+        }
+    }
+    let measured = measured.into_iter().max().unwrap_or(0);
     let memory = vec![
         ("model", weights),
         // Residual stream, norms, attention's in- and outputs, the three inner vectors of the MLP.
@@ -89,7 +104,7 @@ pub(crate) fn estimate(
         ("optimizer", sum(|estimate| estimate.optimizer_state)),
         ("gradients", sum(|estimate| estimate.gradients)),
         ("a step's buffers", working),
-        ("evaluation and saving, about", parameters + 3 * LOGIT_ROWS * text.vocab_size as u64 * 4),
+        ("evaluation and saving, about", parameters + measured + 3 * LOGIT_ROWS * text.vocab_size as u64 * 4),
     ];
     let parameters = sum_of(&whole, |estimate| estimate.parameters);
     let state = parameters
@@ -130,6 +145,8 @@ pub(crate) fn estimate(
         tokens_per_pass: forward,
         memory,
         has_memory,
+        sharing: if on_cpu { team.on_this_machine()? } else { 1 },
+        gathers,
         has_disk: free_disk(&folder).ok(),
         disk,
         folder,
@@ -152,13 +169,21 @@ fn total(parts: &[(&str, u64)]) -> u64 {
 impl Needs {
     /// Whether the run can start.
     pub(crate) fn fits(&self) -> Result<()> {
-        let (memory, disk) = (total(&self.memory), total(&self.disk));
+        let (one, disk) = (total(&self.memory), total(&self.disk));
+        let memory = one.saturating_mul(self.sharing as u64);
         if let (Some(has), place) = &self.has_memory
             && memory > *has
         {
+            let each = match self.sharing {
+                1 => String::new(),
+                processes => format!(" ({} for each of {processes} processes)", format_bytes(one)),
+            };
+            let whole =
+                if self.gathers { ", or --eval-examples 0, which measures no whole autoencoder" } else { "" };
+            let fewer = if self.sharing > 1 { ", fewer processes on a machine" } else { "" };
             bail!(
-                "this run needs about {} of memory, {place} has {} free: lower --batch-size, raise --micro-acc-steps, \
-                 use --optimizer adam8bit, --load-in-8bit, --dtype bf16 or fewer latents",
+                "this run needs about {}{each} of memory, {place} has {} free: lower --batch-size, raise \
+                 --micro-acc-steps, use --optimizer adam8bit, --load-in-8bit, --dtype bf16 or fewer latents{fewer}{whole}",
                 format_bytes(memory),
                 format_bytes(*has)
             );
@@ -196,7 +221,11 @@ impl fmt::Display for Needs {
             let free = has.map_or_else(|| "unknown".to_owned(), format_bytes);
             writeln!(f, "  {:30} {:>10}   free on {place}: {free}", "in all", format_bytes(total(parts)))
         };
-        table("memory", &self.memory, self.has_memory.0, &self.has_memory.1)?;
+        let memory = match self.sharing {
+            1 => "memory".to_owned(),
+            processes => format!("memory of each of {processes} processes"),
+        };
+        table(&memory, &self.memory, self.has_memory.0, &self.has_memory.1)?;
         table("disk", &self.disk, self.has_disk, &self.folder.display().to_string())
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use mm_data::{BadRecordCounter, BadRecords};
 use model_kit::{LeftOut, SampleBatches};
 use sae_core::Sae;
@@ -11,7 +12,7 @@ use sae_eval::{Evaluation, Subject};
 use sae_trainer::Trainer;
 use sae_types::HookPoint;
 use serde_json::json;
-use stage_kit::{Existing, Interrupted, OutputFolder, RunManifest};
+use stage_kit::{Existing, Interrupted, LOCK_FILE, OutputFolder, RunManifest};
 
 use crate::metrics::{METRICS, Metrics, TENSORBOARD};
 use crate::rows::positions;
@@ -25,10 +26,43 @@ pub(crate) const CONFIG: &str = "config.json";
 const BEST: &str = "best";
 /// Autoencoders on their way to an evaluation, where no process has all of one.
 const EVALUATED: &str = "evaluated";
+/// What the folders begin with in which autoencoders are written, before they get their place.
+const HALF_SAVED: &str = ".saving-";
 /// The samples that were left out.
 const BAD_RECORDS: &str = "bad_records.jsonl";
 
+/// How long a file that another machine has just made may stay out of sight on a network file system.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(100);
+
 impl Stage<'_> {
+    /// Refuses to start where a process does not see the folder that the leader has locked: what it wrote would be on its own disk.
+    pub(crate) fn check_shared(&self) -> Result<()> {
+        if self.team.size() == 1 {
+            return Ok(());
+        }
+        // It names the leader's process and machine.
+        let lock = self.checkpoint_folder.join(LOCK_FILE);
+        let held = if self.team.leads() {
+            std::fs::read_to_string(&lock).with_context(|| format!("cannot read {}", lock.display()))?
+        } else {
+            String::new()
+        };
+        let held = self.team.from_leader(&held)?;
+        let start = Instant::now();
+        let mut found = std::fs::read_to_string(&lock);
+        while !found.as_ref().is_ok_and(|text| *text == held) && start.elapsed() < SEEN_WITHIN {
+            std::thread::sleep(PAUSE);
+            found = std::fs::read_to_string(&lock);
+        }
+        let seen = match found {
+            Ok(text) if text == held => Ok(()),
+            Ok(_) => Err(anyhow!("it is locked by another process than rank 0")),
+            Err(error) => Err(error.into()),
+        };
+        self.team.together(seen.with_context(|| not_shared(&self.checkpoint_folder)))
+    }
+
     /// After an error: says what a run can go on from, or removes a folder that holds nothing of the kind.
     pub(crate) fn leave(self, error: &anyhow::Error) {
         let Some(checkpoints) = self.checkpoints else { return };
@@ -60,19 +94,21 @@ impl Stage<'_> {
         }
         state.calls = self.of_owners(trainings, |training| training.calls)?;
         let (Some(checkpoints), Some(metrics)) = (&self.checkpoints, metrics) else {
+            // The calls of the leader below, one for one, so that it gets to tell its error.
             let folder: Option<PathBuf> = self.team.from_leader(&None)?;
-            if let Some(folder) = folder {
-                self.team.together(self.save_trainers(&folder, trainings, true))?;
-            }
-            return self.team.together(Ok(()));
+            let saved = folder.map_or(Ok(()), |folder| {
+                self.team.together(Ok(()))?;
+                self.team.together(self.save_trainers(&folder, trainings, true))
+            });
+            return self.team.together(saved);
         };
         state.metrics_bytes = metrics.flush()?;
         let mut told = false;
         let written = checkpoints.write::<anyhow::Error>(steps, |folder| {
             told = true;
             self.team.from_leader(&Some(folder.to_owned()))?;
-            let saved = state.write(folder).and_then(|()| self.save_trainers(folder, trainings, true));
-            self.team.together(saved)
+            self.team.together(state.write(folder))?;
+            self.team.together(self.save_trainers(folder, trainings, true))
         });
         if !told {
             self.team.from_leader(&None::<PathBuf>)?;
@@ -108,6 +144,8 @@ impl Stage<'_> {
             }
             all.numbers.extend(own.numbers);
         }
+        // In an order that does not depend on who met which.
+        all.records.sort_by(|a, b| (&a.path, a.row, &a.reason).cmp(&(&b.path, b.row, &b.reason)));
         Ok(all)
     }
 
@@ -195,10 +233,11 @@ impl Stage<'_> {
             if meeting.is_ok() {
                 meeting = team.barrier();
             }
+            meeting.is_ok()
         };
         let mut evaluations = Vec::new();
         if subjects.is_empty() {
-            (0..passes).for_each(|_| meet());
+            let _ = (0..passes).all(|_| meet());
         } else {
             let batches = self.batches(self.held_out.clone().into_iter(), size, LeftOut::default());
             let total = self.held_out.len() as u64;
@@ -313,13 +352,16 @@ fn write(output: &OutputFolder, name: &str, text: &str) -> Result<()> {
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Copies a file or folder, if it is there.
+/// Copies a file or folder, if it is there, but for what a killed process left half written.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let context = || format!("cannot copy {} to {}", from.display(), to.display());
     if from.is_dir() {
         std::fs::create_dir(to).with_context(context)?;
         for entry in std::fs::read_dir(from).with_context(context)? {
             let name = entry.with_context(context)?.file_name();
+            if name.to_string_lossy().starts_with(HALF_SAVED) {
+                continue;
+            }
             copy(&from.join(&name), &to.join(&name))?;
         }
     } else if from.exists() {

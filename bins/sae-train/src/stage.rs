@@ -159,7 +159,8 @@ fn with_team(
         checkpoints,
         resumed,
     };
-    let evaluations = match stage.train(planned, run) {
+    let trained = stage.check_shared().and_then(|()| stage.train(planned, run));
+    let evaluations = match trained {
         Ok(evaluations) => evaluations,
         Err(error) => {
             stage.leave(&error);

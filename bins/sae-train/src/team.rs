@@ -32,7 +32,11 @@ impl Team {
             size: world.size,
             timeout: Duration::from_secs(args.collective_timeout),
             device: if let Some(Device::Cuda(index)) = device { index } else { 0 },
-            rendezvous: Rendezvous::from_variables(|name| std::env::var(name).ok())?,
+            // Others than NCCL must not stumble over a MASTER_ADDR that is there for another program.
+            rendezvous: match kind {
+                Kind::Nccl => Rendezvous::from_variables(|name| std::env::var(name).ok())?,
+                _ => None,
+            },
         };
         let ranks = Arc::from(collectives::open(kind, &launch)?);
         Ok(Self { ranks, distribute: args.distribute, exchange: args.exchange.into() })
@@ -71,6 +75,12 @@ impl Team {
             Distribute::Data => Distribution::Data { team, exchange: self.exchange },
             Distribute::Latents => Distribution::Latents { team },
         }
+    }
+
+    /// How many of the processes run on this machine.
+    pub(crate) fn on_this_machine(&self) -> Result<usize> {
+        let own = stage_kit::host_name();
+        Ok(self.collect(own.clone())?.into_iter().filter(|name| *name == own).count())
     }
 
     /// The process that has each autoencoder to itself, the large ones given out first; none where all have a part in each.

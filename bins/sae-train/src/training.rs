@@ -1,6 +1,6 @@
 //! The loop of a run: samples through the model, hidden states to the trainers, until all have been read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
 use mm_data::BadRecords;
@@ -17,6 +17,7 @@ use crate::rows::counted;
 use crate::saving::trainer_file;
 use crate::stage::Stage;
 use crate::state::{RunState, check_settings};
+use crate::team::Team;
 
 /// One autoencoder in training.
 pub(crate) struct Training {
@@ -36,8 +37,8 @@ pub(crate) struct Training {
 struct Tick {
     /// A signal to stop.
     signal: Option<i32>,
-    /// Samples it left out.
-    bad: u64,
+    /// Samples it left out that nobody has told of before, by their numbers.
+    bad: BTreeSet<u32>,
     optimizer_steps: u64,
     /// Of the autoencoders whose files it writes, by number: what the trainer's call did.
     reports: Vec<(usize, Vec<u8>)>,
@@ -54,15 +55,16 @@ impl Stage<'_> {
         let mut state = self.start_state()?;
         let owners = team.owners(&planned);
         let mut trainings = self.trainings(planned, &owners, &state)?;
-        let mut steps = self.agreed_steps(&trainings)?;
-        let tokens = trainings.iter().filter_map(|training| Some(training.trainer.as_ref()?.tokens())).max();
+        let mut steps = most(team, &trainings, Trainer::optimizer_steps)?;
+        let tokens = most(team, &trainings, Trainer::tokens)?;
         let mut metrics = match &self.checkpoints {
             Some(checkpoints) => {
-                Some(Metrics::open(checkpoints.folder(), state.metrics_bytes, steps, tokens.unwrap_or(0))?)
+                Some(Metrics::open(checkpoints.folder(), state.metrics_bytes, steps, tokens)?)
             }
             None => None,
         };
-        let known_bad = state.left_out.records.len() as u64;
+        // Each epoch meets a bad sample again, in another process.
+        let mut bad = state.left_out.numbers.clone();
         let len = self.order.len();
         let order = self.share.choose(self.order.from(state.samples), state.samples, len);
         let mut batches = self.batches(order, self.share.of(self.share.batch).len(), state.left_out.clone());
@@ -85,7 +87,7 @@ impl Stage<'_> {
             }
             let mut tick = Tick {
                 signal: interrupt.signal(),
-                bad: batches.bad().bad() - known_bad,
+                bad: batches.left_out_numbers().difference(&bad).copied().collect(),
                 optimizer_steps: 0,
                 reports: Vec::new(),
             };
@@ -104,10 +106,11 @@ impl Stage<'_> {
             }
             let ticks = team.collect(tick)?;
             steps = ticks.iter().map(|tick| tick.optimizer_steps).max().unwrap_or(0).max(steps);
-            let bad = known_bad + ticks.iter().map(|tick| tick.bad).sum::<u64>();
-            if bad > args.data.max_bad {
+            bad.extend(ticks.iter().flat_map(|tick| &tick.bad));
+            if bad.len() as u64 > args.data.max_bad {
                 bail!(
-                    "{bad} samples of all processes together could not be read, more than --max-bad {} allows",
+                    "{} samples of all processes together could not be read, more than --max-bad {} allows",
+                    bad.len(),
                     args.data.max_bad
                 );
             }
@@ -181,13 +184,6 @@ impl Stage<'_> {
         planned.into_iter().zip(owners).map(start).collect()
     }
 
-    /// Optimizer steps taken, by the trainers of all processes.
-    fn agreed_steps(&self, trainings: &[Training]) -> Result<u64> {
-        let of = |training: &Training| training.trainer.as_ref().map_or(0, Trainer::optimizer_steps);
-        let own = trainings.iter().map(of).max().unwrap_or(0);
-        Ok(self.team.collect(own)?.into_iter().max().unwrap_or(0))
-    }
-
     /// How far the run is when it starts.
     fn start_state(&self) -> Result<RunState> {
         if let Some(folder) = &self.resumed {
@@ -217,6 +213,12 @@ impl Stage<'_> {
         let policy = BadRecords::up_to(self.args.data.max_bad);
         SampleBatches::new(&self.dataset, &self.model.processor, order, size, policy, left_out)
     }
+}
+
+/// The largest of a number that the trainers of all processes have.
+fn most(team: &Team, trainings: &[Training], of: fn(&Trainer) -> u64) -> Result<u64> {
+    let own = trainings.iter().filter_map(|training| training.trainer.as_ref()).map(of).max().unwrap_or(0);
+    Ok(team.collect(own)?.into_iter().max().unwrap_or(0))
 }
 
 /// The reports of all processes, in the order of the autoencoders.

@@ -24,7 +24,7 @@
 //!
 //! All ranks call the same functions in the same order. Where one does not, the others get [`CollectiveError::Mismatch`]; where
 //! one is dead, cut off or stuck, they get [`CollectiveError::TimedOut`] or [`CollectiveError::Lost`] within the time-out and a few
-//! seconds, and never hang. Both name the ranks. The time-out is to be longer than one rank may work while the others wait for it, as
+//! seconds; no call hangs. MPI's own start and end wait as long as the launcher lets them. Both errors name the ranks. The time-out is to be longer than one rank may work while the others wait for it, as
 //! for a checkpoint that rank 0 writes. After an error the collective is of no more use: each later call gives the same
 //! error at once. The crate starts no process and decides no schedule.
 //!

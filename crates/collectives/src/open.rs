@@ -71,10 +71,13 @@ impl Rendezvous {
         };
         let port = |name: &str| match variable(name) {
             None => Ok(None),
-            Some(text) => text.trim().parse::<u16>().map(Some).map_err(|_| CollectiveError::Unavailable {
-                engine: "NCCL",
-                reason: format!("{name}={text:?} is no port: set it to a number from 1 to 65534"),
-            }),
+            Some(text) => match text.trim().parse::<u16>() {
+                Ok(port) if port > 0 => Ok(Some(port)),
+                _ => Err(CollectiveError::Unavailable {
+                    engine: "NCCL",
+                    reason: format!("{name}={text:?} is no port: set it to a number from 1 to 65534"),
+                }),
+            },
         };
         let next = port("MASTER_PORT")?.and_then(|port| port.checked_add(1));
         let port = port("LMM_SAE_PORT")?.or(next).ok_or_else(|| CollectiveError::Unavailable {
@@ -127,8 +130,18 @@ pub fn open(kind: Kind, launch: &Launch) -> Result<Box<dyn Collective>, Collecti
 fn open_mpi(launch: &Launch) -> Result<Box<dyn Collective>, CollectiveError> {
     let ranks = crate::Mpi::start(launch.timeout)?;
     let advice = "start the ranks with mpirun, or with srun --mpi=pmix";
-    same_ranks("MPI", ranks.rank(), ranks.size(), launch, advice)?;
-    Ok(Box::new(ranks))
+    match same_ranks("MPI", ranks.rank(), ranks.size(), launch, advice) {
+        Ok(()) => Ok(Box::new(ranks)),
+        Err(error) => Err(without_end(ranks, error)),
+    }
+}
+
+/// `error`, after which MPI is left as it is: its end would wait for the other ranks, and they wait for this one. A process that exits
+/// so is ended with all others by the launcher.
+#[cfg(any(feature = "mpi", feature = "nccl"))]
+fn without_end<T>(mpi: T, error: CollectiveError) -> CollectiveError {
+    std::mem::forget(mpi);
+    error
 }
 
 #[cfg(not(feature = "mpi"))]
@@ -153,8 +166,10 @@ fn open_nccl(launch: &Launch) -> Result<Box<dyn Collective>, CollectiveError> {
         return Err(CollectiveError::Unavailable { engine: "NCCL", reason: reason.into() });
     }
     let mpi = open_mpi(launch)?;
-    let id = UniqueId::over(&*mpi)?;
-    Ok(Box::new(Nccl::start(device, rank, size, id, timeout)?.beside(mpi)))
+    match UniqueId::over(&*mpi).and_then(|id| Nccl::start(device, rank, size, id, timeout)) {
+        Ok(nccl) => Ok(Box::new(nccl.beside(mpi))),
+        Err(error) => Err(without_end(mpi, error)),
+    }
 }
 
 #[cfg(not(feature = "nccl"))]
@@ -238,5 +253,7 @@ mod tests {
         assert!(place(&last).unwrap_err().contains("LMM_SAE_PORT"));
         let wrong = [torchrun[0], ("MASTER_PORT", "http")];
         assert!(place(&wrong).unwrap_err().contains("MASTER_PORT=\"http\" is no port"));
+        let none = [&torchrun[..], &[("LMM_SAE_PORT", "0")]].concat();
+        assert!(place(&none).unwrap_err().contains("LMM_SAE_PORT=\"0\" is no port"));
     }
 }

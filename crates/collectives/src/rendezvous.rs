@@ -60,7 +60,7 @@ impl Guest<'_> {
             self.error(problem, Vec::new())
         })?;
         let mut guests: Vec<Option<TcpStream>> = (1..self.size).map(|_| None).collect();
-        while guests.iter().any(Option::is_none) {
+        while missing(&mut guests) {
             match listener.accept() {
                 Ok((stream, _)) => self.let_in(stream, &mut guests)?,
                 Err(_) if Instant::now() < self.end => thread::sleep(PAUSE),
@@ -111,7 +111,7 @@ impl Guest<'_> {
             )
         } else if rank == 0 || rank >= size {
             format!("a second rank {rank} of {size} came: give each process a rank of its own")
-        } else if guests[rank as usize - 1].is_some() {
+        } else if guests[rank as usize - 1].as_ref().is_some_and(|stream| !has_left(stream)) {
             format!(
                 "rank {rank} came twice: give each process a rank of its own, and end older runs on this port"
             )
@@ -174,6 +174,26 @@ impl Guest<'_> {
     fn broken(&self, error: &io::Error) -> CollectiveError {
         self.error(format!("the connection broke ({error}): look at the log of rank 0"), Vec::new())
     }
+}
+
+/// Whether a rank has yet to come, or left again: a launcher may start it anew.
+fn missing(guests: &mut [Option<TcpStream>]) -> bool {
+    if guests.iter().all(Option::is_some) {
+        for guest in guests.iter_mut() {
+            guest.take_if(|stream| has_left(stream));
+        }
+    }
+    guests.iter().any(Option::is_none)
+}
+
+/// Whether the connection of a rank that waits for its answer is closed or broken.
+fn has_left(stream: &TcpStream) -> bool {
+    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    let left = match peeked {
+        Ok(bytes) => bytes == 0,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+    };
+    left || stream.set_nonblocking(false).is_err()
 }
 
 fn is_own(stream: &TcpStream) -> bool {
@@ -281,6 +301,42 @@ mod tests {
         let met = all_meet(&[(0, 3), (1, 3), (1, 3)], LONG);
         for met in &met {
             assert!(problem(met).0.starts_with("rank 1 came twice"), "{met:?}");
+        }
+    }
+
+    #[test]
+    fn a_rank_that_left_may_come_again() {
+        let place = place();
+        let hello = |rank: u32| {
+            let mut stream = loop {
+                match TcpStream::connect((place.address.as_str(), place.port)) {
+                    Ok(stream) => break stream,
+                    Err(_) => thread::sleep(PAUSE),
+                }
+            };
+            let numbers = [VERSION, rank, 3].map(u32::to_le_bytes);
+            stream.write_all(&[&MAGIC[..], numbers.as_flattened()].concat()).unwrap();
+            // Taken in before it goes.
+            thread::sleep(10 * PAUSE);
+        };
+        let met = thread::scope(|scope| {
+            let visit = |rank| {
+                scope.spawn({
+                    let place = &place;
+                    move || meet(place, rank, 3, LONG, b"x")
+                })
+            };
+            let host = visit(0);
+            // That 2 has left is noticed when all seem to be there, that 1 has when it comes again.
+            hello(2);
+            hello(1);
+            let first = visit(1);
+            thread::sleep(10 * PAUSE);
+            let second = visit(2);
+            [host, first, second].map(|rank| rank.join().unwrap())
+        });
+        for met in met {
+            assert_eq!(met.unwrap().0, b"x");
         }
     }
 

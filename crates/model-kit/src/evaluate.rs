@@ -7,7 +7,7 @@ use stage_kit::Progress;
 use crate::{ModelError, OpenModel, SampleBatches};
 
 /// Measures autoencoders on `batches`, `total` samples, counting of each the positions that `counted` chooses. Shows progress, and calls
-/// `after_batch` after every batch; one evaluation per subject, in their order.
+/// `after_batch` after every batch, where false ends it early; one evaluation per subject, in their order.
 ///
 /// # Errors
 /// When a subject does not fit the model, a sample is bad and may not be left out, or an autoencoder fails.
@@ -17,7 +17,7 @@ pub fn evaluate(
     mut batches: SampleBatches,
     total: u64,
     counted: impl Fn(&Inputs) -> Vec<u32>,
-    mut after_batch: impl FnMut(),
+    mut after_batch: impl FnMut() -> bool,
 ) -> Result<Vec<Evaluation>, ModelError> {
     let failed = |source| ModelError::Evaluate { source: Box::new(source) };
     let mut evaluator = Evaluator::new(&model.network, subjects).map_err(failed)?;
@@ -33,7 +33,9 @@ pub fn evaluate(
             evaluator.push(&model.network, &prompts, &inputs, &positions).map_err(failed)?;
         }
         progress.inc(batch.read as u64);
-        after_batch();
+        if !after_batch() {
+            break;
+        }
     }
     progress.finish();
     Ok(evaluator.finish())

@@ -99,6 +99,11 @@ impl SampleBatches {
         &self.counter
     }
 
+    /// Numbers of the samples left out, those included that were met before.
+    pub fn left_out_numbers(&self) -> &BTreeSet<u32> {
+        &self.met
+    }
+
     /// What a run that goes on from here has to know of them.
     pub fn left_out(&self) -> LeftOut {
         LeftOut { numbers: self.met.clone(), records: self.counter.left_out().to_vec() }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::KitError;
 use crate::resources::host_name;
 
-const LOCK: &str = "lock";
+/// The file in a checkpoint folder that its holder keeps locked; it names the process and its machine.
+pub const LOCK_FILE: &str = "lock";
 const STEP: &str = "step-";
 /// Endings of hidden names: a step in the making, one that a new one of the same number replaces, one that goes.
 const PART: &str = ".part-";
@@ -170,7 +171,7 @@ impl Checkpoints {
 
 /// Locks the folder's lock file and writes into it who holds it.
 fn lock(folder: &Path) -> Result<File, KitError> {
-    let path = folder.join(LOCK);
+    let path = folder.join(LOCK_FILE);
     loop {
         fs::create_dir_all(folder).map_err(KitError::io("make the folder", folder))?;
         let mut file = match File::options().read(true).write(true).create(true).truncate(false).open(&path) {

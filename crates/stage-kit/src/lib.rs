@@ -58,7 +58,7 @@ mod tensorboard;
 mod world;
 
 pub use args::CommonArgs;
-pub use checkpoint::{Checkpoint, Checkpoints};
+pub use checkpoint::{Checkpoint, Checkpoints, LOCK_FILE};
 pub use error::{Interrupted, KitError, UsageError};
 pub use hash::{hash_bytes, hash_file, hash_files};
 pub use interrupt::Interrupt;
@@ -66,7 +66,7 @@ pub use manifest::{Input, RunManifest, write_whole};
 pub use output::{Existing, OutputFolder};
 pub use prefetch::{Prefetched, prefetch};
 pub use progress::Progress;
-pub use resources::{HostMemory, cores, format_bytes, free_disk};
+pub use resources::{HostMemory, cores, format_bytes, free_disk, host_name};
 pub use run::{Stdout, main_with, stdout};
 pub use tensorboard::EventWriter;
 pub use world::{World, WorldArgs};

@@ -138,7 +138,7 @@ pub fn format_bytes(bytes: u64) -> String {
 }
 
 /// The machine's name, with what could part words or folders replaced.
-pub(crate) fn host_name() -> String {
+pub fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     name.replace(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'), "-")
 }

@@ -14,7 +14,7 @@ pub struct World {
 /// `--rank` and `--world-size`.
 ///
 /// Without them the first launcher wins whose variables name both: torchrun (`RANK`, `WORLD_SIZE`),
-/// SLURM (`SLURM_PROCID`, `SLURM_NTASKS`), Open MPI (`OMPI_COMM_WORLD_RANK`, `OMPI_COMM_WORLD_SIZE`),
+/// Open MPI (`OMPI_COMM_WORLD_RANK`, `OMPI_COMM_WORLD_SIZE`), SLURM (`SLURM_PROCID`, `SLURM_NTASKS`),
 /// other MPIs (`PMI_RANK`, `PMI_SIZE`), a Kubernetes indexed job (`JOB_COMPLETION_INDEX` with
 /// `--world-size` or `WORLD_SIZE`, since Kubernetes does not tell a pod how many there are).
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -29,9 +29,6 @@ pub struct WorldArgs {
 
 /// Rank, size where known, and the variable the rank comes from.
 type Launched = (usize, Option<usize>, &'static str);
-
-/// Launchers whose two variables are set together by nobody else.
-const PAIRS: [(&str, &str); 2] = [("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")];
 
 impl WorldArgs {
     /// The worker's place, `variable` looking up environment variables.
@@ -84,6 +81,17 @@ impl WorldArgs {
         if let Some(rank) = number("RANK")? {
             return Ok(Some((rank, world_size, "RANK")));
         }
+        let pair = |rank_name: &'static str, size_name: &str| match (number(rank_name)?, number(size_name)?) {
+            (Some(rank), size) => Ok(Some((rank, size, rank_name))),
+            (None, Some(_)) => {
+                Err(UsageError::new(format!("{size_name} is set without {rank_name}: pass --rank")))
+            }
+            (None, None) => Ok(None),
+        };
+        // Before SLURM's: mpirun starts its helpers by srun, whose variables the ranks see on all machines but the first.
+        if let Some(launched) = pair("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")? {
+            return Ok(Some(launched));
+        }
         // A batch script sees both variables of its allocation without being one of its tasks; only what
         // srun started has a step.
         let batch_script = variable("SLURM_JOB_ID").is_some() && variable("SLURM_STEP_ID").is_none();
@@ -91,16 +99,8 @@ impl WorldArgs {
         {
             return Ok(Some((rank, Some(size), "SLURM_PROCID")));
         }
-        for (rank_name, size_name) in PAIRS {
-            match (number(rank_name)?, number(size_name)?) {
-                (Some(rank), size) => return Ok(Some((rank, size, rank_name))),
-                (None, Some(_)) => {
-                    return Err(UsageError::new(format!(
-                        "{size_name} is set without {rank_name}: pass --rank"
-                    )));
-                }
-                (None, None) => {}
-            }
+        if let Some(launched) = pair("PMI_RANK", "PMI_SIZE")? {
+            return Ok(Some(launched));
         }
         if let Some(rank) = number("JOB_COMPLETION_INDEX")? {
             return Ok(Some((rank, world_size, "JOB_COMPLETION_INDEX")));
@@ -143,6 +143,10 @@ mod tests {
         assert_eq!(resolve(None, Some(12), &[("JOB_COMPLETION_INDEX", "11")]), Ok((11, 12)));
         let both = [("RANK", "1"), ("WORLD_SIZE", "2"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")];
         assert_eq!(resolve(None, None, &both), Ok((1, 2)));
+        let srun =
+            [("SLURM_STEP_ID", "0"), ("SLURM_JOB_ID", "7"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")];
+        let mpirun = [&srun[..], &[("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "4")]].concat();
+        assert_eq!(resolve(None, None, &mpirun), Ok((3, 4)));
     }
 
     #[test]

@@ -42,12 +42,13 @@ struct State {
 }
 
 impl Mpi {
-    /// Starts MPI. A rank waits for up to `timeout` for the others. Without a launcher, it is rank 0 of 1.
+    /// Starts MPI, whose own start, and end when this is dropped, wait for the other ranks as long as the launcher lets them; all after the start
+    /// waits for up to `timeout`. Without a launcher, it is rank 0 of 1.
     ///
     /// # Errors
     ///
     /// [`CollectiveError::Unavailable`] if this process has started MPI before, or if its MPI cannot be called by one thread after the other;
-    /// [`CollectiveError::TimedOut`] if ranks do not start; [`CollectiveError::Engine`].
+    /// [`CollectiveError::TimedOut`] if ranks stop during the start; [`CollectiveError::Engine`].
     pub fn start(timeout: Duration) -> Result<Self, CollectiveError> {
         Self::start_in_rounds(timeout, ROUND_BYTES)
     }

@@ -65,7 +65,7 @@ impl Nccl {
 
     /// Keeps `control`, over which the ranks met, and which can end the job.
     #[must_use]
-    pub fn beside(mut self, control: Box<dyn Collective>) -> Self {
+    pub(crate) fn beside(mut self, control: Box<dyn Collective>) -> Self {
         self.control = Some(control);
         self
     }

@@ -17,6 +17,9 @@ use sae_core::Sae;
 const TRAIN: &str = "model data --num-latents 64 --k 4 --batch-size 5 --forward-batch-size 1 --eval-examples 3 --lr 1e-3 \
                      --collective-timeout 60";
 
+/// Width of the embedded model's vectors.
+const WIDTH: u32 = 128;
+
 /// Two hook points, accumulated gradients, all terms of the loss, normalised vectors, 8-bit moments, a best autoencoder.
 const EVERYTHING: &str = "--layers 1,2 --multi-topk --matryoshka 0.25 --auxk-alpha 0.03125 --dead-feature-threshold 500 \
                           --grad-acc-steps 2 --micro-acc-steps 2 --optimizer adam8bit --centre --scale-norm --eval-every 2 \
@@ -40,6 +43,18 @@ fn mpirun(scratch: &Scratch, processes: usize, arguments: &str) -> Command {
     let mut command = scratch.script(&["sh"], &script, "sae-train", arguments);
     // Ranks share the cores with each other and with other tests.
     command.env("RAYON_NUM_THREADS", "1");
+    command
+}
+
+/// The same where each process first does `before`, in shell.
+fn mpirun_after(scratch: &Scratch, processes: usize, before: &str, arguments: &str) -> Command {
+    let script = format!(
+        "exec mpirun --allow-run-as-root --oversubscribe --bind-to none -n {processes} \
+         sh -c '{before}; exec \"$@\"' sh \"$@\""
+    );
+    let mut command = scratch.script(&["sh"], &script, "sae-train", arguments);
+    // Without shared memory, whose files a process that may write no large ones could not make either.
+    command.env("RAYON_NUM_THREADS", "1").env("OMPI_MCA_btl", "self,tcp");
     command
 }
 
@@ -275,22 +290,97 @@ fn samples_that_cannot_be_read_are_counted_over_all_processes() {
     for bad in [2, 5, 9] {
         fs::write(scratch.path("pictures").join(format!("{bad:03}.png")), "no picture").unwrap();
     }
-    let train =
-        format!("{TRAIN} --layers 2 --save-every 1 --exchange codes").replace("model data", "model pictures");
-    scratch.run("sae-train", &format!("{train} --max-bad 3 --save-dir one"));
-    trained(&scratch, 2, &format!("{train} --max-bad 3 --save-dir out"));
-    let lines = |folder: &str| {
-        let text = scratch.read(&format!("{folder}/bad_records.jsonl"));
-        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        lines.sort();
-        lines
-    };
-    assert_eq!(lines("one"), lines("out"));
+    // Epochs have other orders: a bad sample is met by several processes, and counts once. One of the three is held out.
+    let train = format!("{TRAIN} --layers 2 --epochs 6 --save-every 1 --exchange codes")
+        .replace("model data", "model pictures");
+    scratch.run("sae-train", &format!("{train} --max-bad 2 --save-dir one"));
+    trained(&scratch, 2, &format!("{train} --max-bad 2 --save-dir out"));
+    let list = |folder: &str| scratch.read(&format!("{folder}/bad_records.jsonl"));
+    assert_eq!(list("one").lines().count(), 2);
+    assert_eq!(list("one"), list("out"));
+    assert_eq!(scratch.json("out/run.json")["counts"]["bad records"], 2);
     let bytes = |folder: &str| fs::read(scratch.path(folder).join("model.layers.2/sae.safetensors")).unwrap();
     assert!(bytes("one") == bytes("out"));
     let run = scratch.finish(mpirun(&scratch, 3, &format!("{train} --max-bad 1 --save-dir few")));
     assert_ne!(run.code, Some(0));
     run.says(&["--max-bad"]);
+}
+
+#[test]
+fn a_process_that_does_not_see_the_output_folder_ends_all_before_any_work() {
+    let Some(scratch) = scratch() else { return };
+    for machine in ["machine-0", "machine-1"] {
+        fs::create_dir(scratch.path(machine)).unwrap();
+    }
+    let train = TRAIN.replace("model data", "../model ../data");
+    for distribute in ["data", "modules", "latents"] {
+        let train = format!("{train} --layers 1,2 --distribute {distribute} --save-dir out");
+        let run = scratch.finish(mpirun_after(&scratch, 2, "cd machine-$OMPI_COMM_WORLD_RANK", &train));
+        assert_ne!(run.code, Some(0), "{run}");
+        let run = run.says(&["out.checkpoint: --save-dir must be on a file system that all processes see"]);
+        for machine in ["machine-0", "machine-1"] {
+            let left: Vec<_> = fs::read_dir(scratch.path(machine)).unwrap().flatten().collect();
+            assert!(left.is_empty(), "{left:?}\n{run}");
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_of_the_first_process_is_told() {
+    let Some(scratch) = scratch() else { return };
+    let limited = "trap \"\" XFSZ; [ $OMPI_COMM_WORLD_RANK = 1 ] || ulimit -f 40";
+    let train = format!("{TRAIN} --layers 2 --save-every 1 --save-dir out");
+    let run = scratch.finish(mpirun_after(&scratch, 2, limited, &train));
+    assert_ne!(run.code, Some(0), "{run}");
+    run.says(&["rank 0 failed: see its message", "model.layers.2", "File too large"]);
+    assert!(!scratch.path("out").exists() && !scratch.path("out.checkpoint").exists());
+}
+
+#[test]
+fn one_process_that_cannot_start_tells_why_and_ends_all() {
+    let Some(scratch) = scratch() else { return };
+    let other_world = "[ $OMPI_COMM_WORLD_RANK = 0 ] || export RANK=0 WORLD_SIZE=3";
+    let started = Instant::now();
+    let run =
+        scratch.finish(mpirun_after(&scratch, 2, other_world, &format!("{TRAIN} --layers 2 --save-dir out")));
+    assert!(run.code != Some(0) && started.elapsed() < Duration::from_secs(30), "{run}");
+    run.says(&["to it this process is rank 1 of 2, to the launcher rank 0 of 3"]);
+}
+
+#[test]
+fn an_address_for_another_program_is_left_alone() {
+    let Some(scratch) = scratch() else { return };
+    let train = format!("{TRAIN} --layers 2 --max-examples 5");
+    let one = scratch.command("sae-train", &format!("{train} --save-dir one"));
+    for mut command in [one, mpirun(&scratch, 2, &format!("{train} --save-dir two"))] {
+        command.env("MASTER_ADDR", "elsewhere").env_remove("MASTER_PORT").env_remove("LMM_SAE_PORT");
+        scratch.finish(command).ends_with(0);
+    }
+}
+
+#[test]
+fn needs_are_those_of_all_processes_of_a_machine() {
+    let Some(scratch) = scratch() else { return };
+    let train = TRAIN.replace("--num-latents 64", "--num-latents 65536");
+    let train = format!("{train} --layers 2 --distribute latents --save-dir out --dry-run");
+    let evaluation = |train: &str| {
+        let run = trained(&scratch, 2, train);
+        assert!(run.stdout.contains("memory of each of 2 processes"), "{run}");
+        let line =
+            run.stdout.lines().find_map(|line| line.trim().strip_prefix("evaluation and saving, about"));
+        let mut words = line.unwrap().split_whitespace();
+        let bytes: f64 = words.next().unwrap().parse().unwrap();
+        assert_eq!(words.next(), Some("MB"), "{run}");
+        bytes
+    };
+    // Its own half, and to measure it the whole.
+    let parameters = 65536.0 * 2.0 * 4.0 * f64::from(WIDTH) / 1e6;
+    let more = evaluation(&train) - evaluation(&train.replace("--eval-examples 3", "--eval-examples 0"));
+    assert!((more / parameters - 1.0).abs() < 0.05, "{more} MB more for {parameters}");
+    let wide = train.replace("--num-latents 65536", "--num-latents 1073741824");
+    let run = scratch.finish(mpirun(&scratch, 2, &wide));
+    assert_ne!(run.code, Some(0), "{run}");
+    run.says(&["for each of 2 processes", "fewer processes on a machine, or --eval-examples 0"]);
 }
 
 /// Network namespaces joined by cables with a delay, each a machine to MPI; gone when this is dropped.

@@ -163,6 +163,39 @@ fn mpirun_stops_with_a_checkpoint_when_it_is_told_to() {
     assert!(last_step(&scratch, "out.checkpoint") > before, "{log}");
 }
 
+#[test]
+fn slurm_queues_again_what_failed_or_ran_out_of_time_but_not_what_was_cancelled() {
+    let scratch = Scratch::new();
+    let commands = scratch.path("commands");
+    fs::create_dir(&commands).unwrap();
+    for (name, line) in
+        [("srun", "exit $ENDS"), ("squeue", "echo $STATE"), ("scontrol", "echo \"$@\" >>requeued")]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let path = commands.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", commands.display(), std::env::var("PATH").unwrap());
+    let is_requeued = |ends: i32, state: &str| {
+        let mut job = Command::new("bash");
+        job.arg(launch_file("slurm.sbatch")).current_dir(scratch.path(".")).env("PATH", &path);
+        job.env("SLURM_SUBMIT_DIR", scratch.path(".")).env("SLURM_JOB_ID", "7").env("SLURM_JOB_NAME", "sae");
+        job.env("SLURM_RESTART_COUNT", "50").env("ENDS", ends.to_string()).env("STATE", state);
+        let output = job.env_remove("SLURM_GPUS_ON_NODE").output().unwrap();
+        assert_eq!(output.status.code(), Some(ends), "{output:?}");
+        fs::remove_file(scratch.path("requeued")).is_ok()
+    };
+    assert!(is_requeued(143, "RUNNING") && !is_requeued(143, "COMPLETING"));
+    assert!(!is_requeued(2, "RUNNING") && !is_requeued(0, "RUNNING"));
+    // Five failures, with as many ends of time between them as there may be.
+    for _ in 0..5 {
+        assert!(is_requeued(1, "RUNNING") && is_requeued(143, "RUNNING"));
+    }
+    assert!(!is_requeued(1, "RUNNING"));
+    assert!(!is_requeued(0, "RUNNING") && is_requeued(1, "RUNNING"));
+}
+
 /// Whatever `text` says to `sae-train`, in lines that start with `before`.
 fn flags<'a>(text: &'a str, before: &str) -> Vec<&'a str> {
     let lines = text.lines().map(str::trim_start).filter_map(|line| line.strip_prefix(before));
