@@ -29,12 +29,14 @@ if [[ $# -eq 0 ]]; then
     sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
     exit 2
 fi
-for tool in mpirun "$binary"; do
-    if ! command -v "$tool" >/dev/null; then
-        echo "$tool is missing: install openmpi-bin, and see the first lines of $0" >&2
-        exit 2
-    fi
-done
+if ! command -v mpirun >/dev/null; then
+    echo "there is no mpirun here: install Open MPI (Debian: openmpi-bin)" >&2
+    exit 2
+fi
+if ! command -v "$binary" >/dev/null; then
+    echo "$binary is missing: cargo build --release -p sae-train --features mpi, or set SAE_TRAIN" >&2
+    exit 2
+fi
 
 export OMP_NUM_THREADS=$threads RAYON_NUM_THREADS=$threads
 flags=(
