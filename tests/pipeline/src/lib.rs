@@ -10,6 +10,7 @@
 pub mod caches;
 pub mod chat;
 mod inputs;
+mod results;
 mod run;
 mod scratch;
 

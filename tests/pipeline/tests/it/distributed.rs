@@ -4,7 +4,6 @@
 
 #![expect(clippy::print_stderr, reason = "says why a test is skipped")]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -63,30 +62,6 @@ fn trained(scratch: &Scratch, processes: usize, arguments: &str) -> Run {
     scratch.finish(mpirun(scratch, processes, arguments)).ends_with(0)
 }
 
-/// Every file of a finished run but those that hold times.
-fn results(scratch: &Scratch, folder: &str) -> BTreeMap<String, Vec<u8>> {
-    let root = scratch.path(folder);
-    let mut files = BTreeMap::new();
-    for (path, _) in scratch.listing() {
-        let Ok(name) = path.strip_prefix(&root) else { continue };
-        let name = name.to_string_lossy().into_owned();
-        if path.is_file() && name != "run.json" && !name.starts_with("tensorboard") {
-            files.insert(name, fs::read(&path).unwrap());
-        }
-    }
-    files
-}
-
-#[track_caller]
-fn assert_same(scratch: &Scratch, left: &str, right: &str) {
-    let (left, right) = (results(scratch, left), results(scratch, right));
-    assert!(left.contains_key("model.layers.2/sae.safetensors") && left.contains_key("metrics.jsonl"));
-    assert!(left.keys().eq(right.keys()), "{:?}\n{:?}", left.keys(), right.keys());
-    for (name, bytes) in &left {
-        assert!(*bytes == right[name], "{name} differs");
-    }
-}
-
 fn fvu(scratch: &Scratch, folder: &str) -> f64 {
     scratch.json(&format!("{folder}/evaluation.json"))["model.layers.2"]["fvu"].as_f64().unwrap()
 }
@@ -98,7 +73,7 @@ fn exchanged_codes_give_the_bytes_of_one_process() {
     scratch.run("sae-train", &format!("{train} --save-dir one"));
     for processes in [2, 3] {
         trained(&scratch, processes, &format!("{train} --save-dir out-{processes}"));
-        assert_same(&scratch, "one", &format!("out-{processes}"));
+        scratch.assert_same("one", &format!("out-{processes}"));
     }
     let run = scratch.json("out-3/run.json");
     assert_eq!(run["counts"]["processes"], 3);
@@ -114,7 +89,7 @@ fn autoencoders_on_processes_of_their_own_have_the_bytes_of_one_process() {
     // Four autoencoders; of five processes one has none.
     for processes in [2, 3, 5] {
         trained(&scratch, processes, &format!("{train} --save-dir out-{processes}"));
-        let (left, right) = (results(&scratch, "one"), results(&scratch, &format!("out-{processes}")));
+        let (left, right) = (scratch.results("one"), scratch.results(&format!("out-{processes}")));
         assert!(left.keys().eq(right.keys()), "{:?}\n{:?}", left.keys(), right.keys());
         for (name, bytes) in &left {
             assert!(*bytes == right[name], "{name} differs on {processes} processes");
@@ -175,17 +150,10 @@ fn signal(name: &str, process: u32) {
     assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
 }
 
-/// The highest step in a checkpoint folder.
-fn last_step(scratch: &Scratch, folder: &str) -> Option<u64> {
-    let names = fs::read_dir(scratch.path(folder)).ok()?.flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max()
-}
-
 /// Waits for checkpoint `step`; false where the job ended first.
 fn reaches(scratch: &Scratch, job: &mut Running, folder: &str, step: u64) -> bool {
     let start = Instant::now();
-    while last_step(scratch, folder) < Some(step) {
+    while scratch.last_step(folder) < Some(step) {
         assert!(start.elapsed() < Duration::from_mins(4), "checkpoint {step} of {folder} is not reached");
         if job.0.try_wait().unwrap().is_some() {
             return false;
@@ -204,7 +172,7 @@ fn whichever_process_is_killed_any_number_goes_on_to_the_same_bytes() {
     let resumed = format!("{train} --save-dir out --resume");
     for (kill, (victim, processes)) in [(0, 2), (1, 2), (2, 3), (0, 3)].into_iter().enumerate() {
         let mut job = Running::start(mpirun(&scratch, processes, &resumed));
-        let step = last_step(&scratch, "out.checkpoint").unwrap_or(0) + 3;
+        let step = scratch.last_step("out.checkpoint").unwrap_or(0) + 3;
         assert!(reaches(&scratch, &mut job, "out.checkpoint", step), "{:?}", job.end());
         sleep(Duration::from_millis(9 * kill as u64));
         let mut ranks = job.ranks();
@@ -218,7 +186,7 @@ fn whichever_process_is_killed_any_number_goes_on_to_the_same_bytes() {
     }
     // One process goes on with what three left.
     scratch.run("sae-train", &resumed);
-    assert_same(&scratch, "one", "out");
+    scratch.assert_same("one", "out");
     assert!(!scratch.path("out.checkpoint").exists());
 }
 
@@ -231,7 +199,7 @@ fn shared_latents_go_on_on_another_number_of_processes() {
     let latents = format!("{train} --distribute latents --save-dir out --resume");
     for (processes, name) in [(3, "-KILL"), (2, "-KILL")] {
         let mut job = Running::start(mpirun(&scratch, processes, &latents));
-        let step = last_step(&scratch, "out.checkpoint").unwrap_or(0) + 3;
+        let step = scratch.last_step("out.checkpoint").unwrap_or(0) + 3;
         assert!(reaches(&scratch, &mut job, "out.checkpoint", step), "{:?}", job.end());
         signal(name, job.ranks()[0]);
         assert_ne!(job.end().0, Some(0));
@@ -253,7 +221,7 @@ fn a_signal_to_one_process_makes_all_of_them_write_a_checkpoint() {
     assert_ne!(code, Some(0));
     assert!(said.contains("go on with --resume"), "{said}");
     trained(&scratch, 3, &format!("{train} --save-every 2 --save-dir out --resume"));
-    assert_same(&scratch, "one", "out");
+    scratch.assert_same("one", "out");
 }
 
 #[test]
@@ -462,5 +430,5 @@ fn a_machine_that_is_cut_off_stops_the_job_which_goes_on_elsewhere_to_the_same_b
     }
     drop(machines);
     trained(&scratch, 2, &resumed);
-    assert_same(&scratch, "one", "out");
+    scratch.assert_same("one", "out");
 }

@@ -1,8 +1,6 @@
 //! Training runs that are stopped, killed or run out of disk, and go on.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,30 +17,6 @@ fn scratch() -> Scratch {
     let scratch = Scratch::new();
     scratch.run("sae-data", "shapes --count 30 --save-dir data");
     scratch
-}
-
-/// Every file below a finished run's folder but those that hold times.
-fn results(scratch: &Scratch, folder: &str) -> BTreeMap<String, Vec<u8>> {
-    let root = scratch.path(folder);
-    let mut files = BTreeMap::new();
-    for (path, _) in scratch.listing() {
-        let Ok(name) = path.strip_prefix(&root) else { continue };
-        let name = name.to_string_lossy().into_owned();
-        if path.is_file() && name != "run.json" && !name.starts_with("tensorboard") {
-            files.insert(name, fs::read(&path).unwrap());
-        }
-    }
-    files
-}
-
-#[track_caller]
-fn assert_same(scratch: &Scratch, left: &str, right: &str) {
-    let (left, right) = (results(scratch, left), results(scratch, right));
-    assert!(left.contains_key("model.layers.2/sae.safetensors") && left.contains_key("metrics.jsonl"));
-    assert!(left.keys().eq(right.keys()), "{:?}\n{:?}", left.keys(), right.keys());
-    for (name, bytes) in &left {
-        assert!(*bytes == right[name], "{name} differs");
-    }
 }
 
 /// A child that does not outlive its test.
@@ -67,13 +41,6 @@ fn wait_until(child: &mut Running, what: &str, reached: impl Fn() -> bool) -> bo
     true
 }
 
-/// The highest step in a checkpoint folder.
-fn last_step(folder: &Path) -> Option<u64> {
-    let names =
-        fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max()
-}
-
 #[test]
 fn killed_again_and_again_it_ends_with_the_same_bytes() {
     let scratch = scratch();
@@ -86,7 +53,8 @@ fn killed_again_and_again_it_ends_with_the_same_bytes() {
             scratch.command("sae-train", &format!("{TRAIN} --save-dir out --resume")).spawn().unwrap(),
         );
         // At a moment of its own each time: right behind a checkpoint, or somewhat later, in the middle of the next.
-        let reached = wait_until(&mut child, "a checkpoint", || last_step(&checkpoint) >= Some(next));
+        let reached =
+            wait_until(&mut child, "a checkpoint", || scratch.last_step("out.checkpoint") >= Some(next));
         if !reached {
             assert_eq!(child.0.wait().unwrap().code(), Some(0));
             break;
@@ -94,10 +62,10 @@ fn killed_again_and_again_it_ends_with_the_same_bytes() {
         sleep(Duration::from_millis(7 * (kills % 5)));
         child.0.kill().unwrap();
         kills += 1;
-        next = last_step(&checkpoint).map_or(1, |step| step + 3);
+        next = scratch.last_step("out.checkpoint").map_or(1, |step| step + 3);
     }
     assert!(kills >= 3, "killed {kills} times only");
-    assert_same(&scratch, "whole", "out");
+    scratch.assert_same("whole", "out");
     assert!(!checkpoint.exists());
     assert!(
         !scratch.listing().iter().any(|(path, _)| path.to_string_lossy().contains(".part-")),
@@ -124,10 +92,9 @@ fn a_signal_writes_a_checkpoint_and_resume_goes_on_from_it() {
         assert!(wait_until(&mut child, "the loop", || metrics.exists()));
         signal(&child, name);
         assert_eq!(child.0.wait().unwrap().code(), Some(code));
-        let checkpoint = scratch.path(&format!("{out}.checkpoint"));
-        assert!(last_step(&checkpoint).is_some() && !scratch.path(&out).exists());
+        assert!(scratch.last_step(&format!("{out}.checkpoint")).is_some() && !scratch.path(&out).exists());
         scratch.run("sae-train", &format!("{train} --save-dir {out} --resume")).says(&["going on from"]);
-        assert_same(&scratch, "whole", &out);
+        scratch.assert_same("whole", &out);
         // Once more has nothing to do, and says so only to who asks for the same.
         scratch.run("sae-train", &format!("{train} --save-dir {out} --resume")).says(&["finished already"]);
         let other = train.replace("--k 4", "--k 5");
@@ -140,8 +107,7 @@ fn stopped() -> Scratch {
     let scratch = scratch();
     let mut child =
         Running(scratch.command("sae-train", &format!("{TRAIN} --save-dir out")).spawn().unwrap());
-    let checkpoint = scratch.path("out.checkpoint");
-    assert!(wait_until(&mut child, "a checkpoint", || last_step(&checkpoint).is_some()));
+    assert!(wait_until(&mut child, "a checkpoint", || scratch.last_step("out.checkpoint").is_some()));
     child.0.kill().unwrap();
     child.0.wait().unwrap();
     scratch
@@ -171,7 +137,7 @@ fn flags_that_contradict_the_checkpoint_are_listed() {
 #[test]
 fn a_damaged_checkpoint_is_named() {
     let scratch = stopped();
-    let step = last_step(&scratch.path("out.checkpoint")).unwrap();
+    let step = scratch.last_step("out.checkpoint").unwrap();
     let file = scratch.path(&format!("out.checkpoint/step-{step:08}/model.layers.2/trainer.safetensors"));
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
@@ -182,16 +148,16 @@ fn a_damaged_checkpoint_is_named() {
 #[test]
 fn a_full_disk_leaves_the_last_good_checkpoint() {
     let scratch = stopped();
-    let before = last_step(&scratch.path("out.checkpoint")).unwrap();
+    let before = scratch.last_step("out.checkpoint").unwrap();
     // A file that may not grow fails to be written as on a full disk.
     let resume = format!("{TRAIN} --save-dir out --resume");
     let limited = scratch.script(&["sh"], "trap '' XFSZ; ulimit -f 40; exec \"$@\"", "sae-train", &resume);
     scratch.finish(limited).ends_with(1).says(&["out.checkpoint"]);
-    assert_eq!(last_step(&scratch.path("out.checkpoint")), Some(before));
+    assert_eq!(scratch.last_step("out.checkpoint"), Some(before));
     Sae::load(&scratch.path(&format!("out.checkpoint/step-{before:08}/model.layers.2"))).unwrap();
     scratch.run("sae-train", &resume);
     scratch.run("sae-train", &format!("{TRAIN} --save-dir whole"));
-    assert_same(&scratch, "whole", "out");
+    scratch.assert_same("whole", "out");
 }
 
 #[test]
@@ -199,8 +165,7 @@ fn two_runs_do_not_share_a_checkpoint_folder() {
     let scratch = scratch();
     let long = TRAIN.replace("--epochs 3", "--epochs 500");
     let mut first = Running(scratch.command("sae-train", &format!("{long} --save-dir out")).spawn().unwrap());
-    let checkpoint = scratch.path("out.checkpoint");
-    assert!(wait_until(&mut first, "a checkpoint", || last_step(&checkpoint).is_some()));
+    assert!(wait_until(&mut first, "a checkpoint", || scratch.last_step("out.checkpoint").is_some()));
     let second = scratch.command("sae-train", &format!("{TRAIN} --save-dir out --resume"));
     scratch.finish(second).ends_with(1).says(&["out.checkpoint", &first.0.id().to_string()]);
 }
