@@ -63,11 +63,9 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Its part of a batch of `samples` samples: parts differ by one at most, the first being the larger ones.
+    /// Its part of a batch of `samples` samples, of the last batch never more than of the others.
     pub(crate) fn of(self, samples: usize) -> Range<usize> {
-        let (each, larger) = (samples / self.size, samples % self.size);
-        let start = self.rank * each + self.rank.min(larger);
-        start..start + each + usize::from(self.rank < larger)
+        collectives::share(samples, self.rank, self.size)
     }
 
     /// Its samples of the `len` positions of `samples`, which start at position `start`, the first of a batch.

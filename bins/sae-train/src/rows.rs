@@ -73,11 +73,9 @@ pub(crate) fn counted(
 fn long_rows(x: &Tensor, multiple: f64, ranks: Option<&dyn Collective>) -> Result<Tensor> {
     let Some(ranks) = ranks else { return Ok(high_norm_rows(x, multiple)) };
     let norms = x.to_kind(Kind::Float).norm_scalaropt_dim(2, [1_i64].as_slice(), false);
-    let own = Vec::<f32>::try_from(norms.to_device(Device::Cpu))?;
-    let bytes: Vec<u8> = own.iter().flat_map(|norm| norm.to_le_bytes()).collect();
     let mut all = Vec::new();
-    ranks.all_gather(&bytes, &mut all)?;
-    let mut all: Vec<f32> = all.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    ranks.all_gather(&bytes_of(&norms)?, &mut all)?;
+    let mut all = floats(&all);
     if all.is_empty() {
         return Ok(norms.gt(0.0));
     }
@@ -125,7 +123,7 @@ impl Counted {
         let ones = || Tensor::ones([self.tokens() as i64], (Kind::Float, self.device));
         let weights = bytes_of(self.weights.as_ref().unwrap_or(&ones()))?;
         ranks.all_gather(&weights, &mut all)?;
-        let weights: Vec<f32> = all.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let weights = floats(&all);
         let samples = self
             .samples
             .iter()
@@ -203,6 +201,11 @@ impl Counted {
         }
         anyhow!(error)
     }
+}
+
+/// What [`bytes_of`] made bytes of.
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
 /// The numbers of a tensor as f32, row-major, little-endian.

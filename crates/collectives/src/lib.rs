@@ -50,6 +50,7 @@ mod open;
 mod reduce;
 #[cfg(feature = "nccl")]
 mod rendezvous;
+mod share;
 mod single;
 #[cfg(any(feature = "mpi", feature = "nccl"))]
 mod swap_order;
@@ -65,6 +66,7 @@ pub use mpi::Mpi;
 #[cfg(feature = "nccl")]
 pub use nccl::{Nccl, UniqueId};
 pub use open::{Kind, Launch, Rendezvous, open};
+pub use share::share;
 pub use single::Single;
 #[cfg(feature = "threads")]
 pub use threads::Threads;

@@ -251,7 +251,7 @@ pub(super) fn largest_in_all(
 mod tests {
     use std::thread;
 
-    use collectives::Threads;
+    use collectives::{Threads, share};
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -323,7 +323,7 @@ mod tests {
         {
             let whole = codes(width, 20, width as u64);
             let parts = on_ranks(size, |rank| {
-                let range = super::super::share(width, rank.rank(), size);
+                let range = share(width, rank.rank(), size);
                 let own = shard(&whole, &range).largest_per_row(counts[0]).0;
                 let kept = kept_per_row(rank, &own, &counts).unwrap();
                 [largest(&own, &kept[0]).0, largest(&own, &kept[1]).0]
@@ -347,7 +347,7 @@ mod tests {
             whole.push_row((0..90).map(|latent| (FeatureId(latent), value(latent)))).unwrap();
         }
         let parts = on_ranks(3, |rank| {
-            let own = shard(&whole, &super::super::share(90, rank.rank(), 3));
+            let own = shard(&whole, &share(90, rank.rank(), 3));
             let kept = kept_per_row(rank, &own, &[28]).unwrap();
             largest(&own, &kept[0]).0
         });
@@ -359,7 +359,7 @@ mod tests {
         let whole = codes(40, 30, 9);
         for limit in [0, 1, 7, 100, 555, whole.n_codes(), whole.n_codes() + 10] {
             let parts = on_ranks(3, |rank| {
-                let rows = super::super::share(30, rank.rank(), 3);
+                let rows = share(30, rank.rank(), 3);
                 largest_in_all(rank, &whole.slice(rows), limit).unwrap()
             });
             let mut kept = SparseCodes::new(40);

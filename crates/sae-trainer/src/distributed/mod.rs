@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use collectives::{Collective, CollectiveError, NumbersMut, Reduction};
+use collectives::{Collective, CollectiveError, NumbersMut, Reduction, share};
 use sae_core::SparseCodes;
 use sae_core::kernels::ROWS_AT_ONCE;
 
@@ -94,13 +94,6 @@ impl Distribution {
 /// Numbers from bytes at any address, as another rank had them.
 pub(crate) fn numbers<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
     bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
-}
-
-/// Part `rank` of `size` parts of `0..total` that differ by one at most, the first being the longer ones.
-pub(crate) fn share(total: usize, rank: usize, size: usize) -> Range<usize> {
-    let (each, longer) = (total / size, total % size);
-    let start = rank * each + rank.min(longer);
-    start..start + each + usize::from(rank < longer)
 }
 
 /// What keeps a step from being taken.
@@ -371,19 +364,4 @@ fn agree<T>(team: &dyn Collective, found: Result<T, f64>) -> Result<T, Failure> 
     let found = found.map_err(Failure::PreActivation)?;
     told?;
     if failed[0] == 0 { Ok(found) } else { Err(Failure::PreActivation(f64::NAN)) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_cover_everything_once_and_evenly() {
-        for (total, size) in [(0, 3), (2, 3), (10, 3), (11, 4), (12, 4)] {
-            let shares: Vec<_> = (0..size).map(|rank| share(total, rank, size)).collect();
-            assert!(shares.iter().cloned().flatten().eq(0..total));
-            let lengths = || shares.iter().map(ExactSizeIterator::len);
-            assert!(lengths().max().unwrap() - lengths().min().unwrap() <= 1, "{shares:?}");
-        }
-    }
 }
